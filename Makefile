@@ -1,0 +1,100 @@
+# Needs python3 (3.11 or later), pip and make; fetches everything else from the package index, locked by hashes.
+
+PYTHON ?= python3
+UV := .tools/bin/uv
+BIN := .venv/bin
+
+# A machine's own Pythons only: uv must fetch none. Warnings about a cache on another file system are no news to anybody.
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE ?= copy
+
+CHECKED := packages tests examples benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all checks unit bench bench-growth lock format clean
+
+help:
+	@echo "make setup         set up .tools and .venv (done by all others when needed)"
+	@echo "make demo          post 2,000 orders, kill workers on the way, count what came of it"
+	@echo "make test          formatting, lint, import contracts, types, and every test on PostgreSQL 18"
+	@echo "make test-all      the same, and the tests with a database on PostgreSQL 16 as well"
+	@echo "make bench         runs/s, steps/s, latencies (by hand, never a test)"
+	@echo "make bench-growth  the cost of a claim with 1,000,000 finished and 100,000 sleeping runs"
+	@echo "make lock          renew requirements/*.txt"
+	@echo "make format        format and fix what can be fixed"
+
+# Each step leaves a stamp, so that a repeated call costs nothing and a changed lock file costs one step.
+setup: .venv/packages.stamp
+
+.tools/uv.stamp: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "kedge needs Python 3.11 or later; this one is " + sys.version.split()[0] + ". Point to another: make PYTHON=python3.12 ...")'
+	@echo "==> uv into .tools"
+	@# The machine's pip installs into the environment, because Debian's venv comes without one.
+	@$(PYTHON) -m venv --without-pip .tools
+	@$(PYTHON) -m pip --python .tools/bin/python install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+.venv/requirements.stamp: .tools/uv.stamp requirements/dev.txt
+	@echo "==> locked environment into .venv"
+	@test -x $(BIN)/python || $(UV) venv -q --python "$$(command -v $(PYTHON))" .venv
+	@$(UV) pip install -q -p $(BIN)/python --require-hashes -r requirements/dev.txt
+	@touch $@
+
+.venv/packages.stamp: .venv/requirements.stamp $(wildcard packages/*/pyproject.toml)
+	@echo "==> kedge, kedge-client and kedge-worker, editable"
+	@$(UV) pip install -q -p $(BIN)/python --no-deps --no-build-isolation $(foreach p,shared client worker,-e packages/$(p))
+	@touch $@
+
+demo: setup
+	@$(BIN)/python examples/orders/demo.py
+
+test: checks
+	@echo "==> tests on PostgreSQL 18"
+	@KEDGE_TEST_POSTGRES=18 $(BIN)/pytest -q -n 2
+
+test-all: test
+	@echo "==> tests with a database on PostgreSQL 16"
+	@KEDGE_TEST_POSTGRES=16 $(BIN)/pytest -q -n 2 tests/integration tests/scenarios tests/contract
+
+checks: setup
+	@echo "==> formatting"
+	@$(BIN)/ruff format --check $(CHECKED)
+	@echo "==> lint"
+	@$(BIN)/ruff check $(CHECKED)
+	@echo "==> import contracts"
+	@$(BIN)/lint-imports --no-cache
+	@echo "==> pyright"
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	@echo "==> mypy"
+	@$(BIN)/mypy
+
+# The tests without a database: seconds, while writing.
+unit: setup
+	@$(BIN)/pytest -q tests/unit
+
+bench: setup
+	@$(BIN)/python -m benchmarks.run
+
+bench-growth: setup
+	@$(BIN)/python -m benchmarks.growth
+
+LOCK_OPTIONS ?= --upgrade
+LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+	--no-emit-index-url --no-emit-find-links --no-emit-package kedge $(LOCK_OPTIONS)
+
+# Renews all. One package only: make lock LOCK_OPTIONS="-P psycopg".
+lock: .tools/uv.stamp
+	@echo "==> requirements/*.txt"
+	@$(LOCK) requirements/uv.in -o requirements/uv.txt
+	@$(LOCK) requirements/dev.in $(wildcard packages/*/pyproject.toml) -o requirements/dev.txt
+	@# The images get what was tested: the versions of the development environment.
+	@$(LOCK) requirements/api.in packages/client/pyproject.toml -c requirements/dev.txt --no-annotate -o requirements/api.txt
+	@$(LOCK) requirements/worker.in packages/worker/pyproject.toml -c requirements/dev.txt --no-annotate -o requirements/worker.txt
+
+format: setup
+	@$(BIN)/ruff format $(CHECKED)
+	@$(BIN)/ruff check --fix $(CHECKED)
+
+clean:
+	rm -rf .tools .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
