@@ -1,0 +1,70 @@
+-- Starts many runs of one shape (workflow, queue, priority, time) in one statement; keys, resources and metas are
+-- arrays, null where no run of the batch has one. Answers only the runs that were not simply created: their place in
+-- the batch (from 1) and what start_run_v1 says of them.
+create or replace function kedge.start_runs_v1(
+    p_ids uuid[], p_workflow text, p_queue text, p_priority int, p_inputs bytea[], p_metas bytea[],
+    p_keys text[], p_key_hashes bytea[], p_on_conflict text, p_resources text[], p_delay_s double precision,
+    p_start_at timestamptz, p_tags text[]
+) returns table (place int, run_id uuid, created boolean, status text, conflict text)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    v_now timestamptz := kedge.instant();
+    v_due timestamptz := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
+    v_state "char" := case when v_due > v_now then 'w' else 'p' end;
+    v_stored int;
+    v_new uuid[];
+begin
+    if p_keys is not null then
+        -- In the order of the keys, so that two batches with equal keys do not deadlock.
+        return query
+            select b.place::int, s.run_id, s.created, s.status, s.conflict
+              from (select * from unnest(p_ids, p_inputs, p_metas, p_keys, p_key_hashes, p_resources)
+                             with ordinality as b(id, input, meta, key, hash, resource, place)
+                     order by b.key nulls last offset 0) b
+             cross join lateral kedge.start_run_v1(
+                   b.id, p_workflow, p_queue, p_priority, b.input, b.meta, b.key, b.hash, p_on_conflict, b.resource,
+                   p_delay_s, p_start_at, p_tags, false) s
+             where not (s.created and s.status in ('pending', 'waiting'));
+        return;
+    end if;
+
+    if exists (select 1 from unnest(p_ids) as i(id)
+                where abs(extract(epoch from clock_timestamp() - kedge.id_time(i.id))) > 3600) then
+        raise exception using errcode = 'KE004',
+            message = 'the time in a run id is more than an hour off the database''s clock',
+            hint = 'Set the clock of the machine that makes the ids.';
+    end if;
+    if exists (select 1 from unnest(p_inputs) as i(input) where octet_length(i.input) > 67108864) then
+        raise exception using errcode = 'KE005', message = 'the input of a run may have 64 MiB at most';
+    end if;
+    if octet_length(p_workflow) not between 1 and 401 or octet_length(p_queue) not between 1 and 200 then
+        raise exception using errcode = 'KE005', message = 'a name is empty or too long';
+    end if;
+
+    with stored as (
+        insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
+        select b.id, v_now, 0, 0, 0, 'i', '', b.input, coalesce(b.meta, '')
+          from unnest(p_ids, p_inputs, p_metas) as b(id, input, meta)
+        on conflict do nothing returning run_id)
+    select count(*), case when count(*) < cardinality(p_ids) then array_agg(run_id) end into v_stored, v_new from stored;
+
+    insert into kedge.runs (id, since, due_at, rank, state, queue, workflow, resource)
+    select b.id, v_now, case when v_state = 'w' then v_due end, -p_priority, v_state, p_queue, p_workflow, b.resource
+      from unnest(p_ids, p_resources) as b(id, resource)
+     where v_stored = cardinality(p_ids) or b.id = any (v_new);
+
+    if p_tags is not null then
+        insert into kedge.run_tags (tag, run_id)
+        select distinct t, i from unnest(p_tags) as t cross join unnest(coalesce(v_new, p_ids)) as i;
+    end if;
+
+    if v_stored < cardinality(p_ids) then
+        return query
+            select b.place::int, b.id, true, kedge.status_name(s.state), null::text
+              from unnest(p_ids) with ordinality as b(id, place)
+             cross join lateral (select r.state from kedge.runs r where r.id = b.id
+                                 union all select f.status from kedge.finished f where f.id = b.id) s
+             where not b.id = any (coalesce(v_new, '{}'));
+    end if;
+end $$;

@@ -1,0 +1,66 @@
+-- The rows that break a promise; empty when all is well. Bounded by the live runs, so that it may run in production;
+-- with history => true ended runs and keys are looked at too.
+create or replace function kedge.check_invariants(history boolean default false)
+returns table (promise text, run_id uuid, what text)
+language sql stable as $$
+    -- I1, I4: a live run has its input
+    select 'I1', r.id, 'live run without journal seq 0' from kedge.runs r
+     where not exists (select 1 from kedge.journal j where j.run_id = r.id and j.seq = 0)
+    union all
+    -- I11: an end is final
+    select 'I11', r.id, 'live and ' || kedge.status_name(f.status) from kedge.runs r join kedge.finished f on f.id = r.id
+    union all
+    -- I3: no row by a writer that the run never had, none by an older writer behind a newer one
+    select 'I3', r.id, 'journal row ' || j.seq || ' of epoch ' || j.epoch || ', run has epoch ' || r.epoch
+      from kedge.runs r join kedge.journal j on j.run_id = r.id where j.epoch > r.epoch
+    union all
+    select 'I3', x.run_id, 'journal row ' || x.seq || ' of epoch ' || x.epoch || ' behind epoch ' || x.before
+      from (select j.run_id, j.seq, j.epoch, lag(j.epoch) over (partition by j.run_id order by j.seq) as before
+              from kedge.runs r join kedge.journal j on j.run_id = r.id) x
+     where x.epoch < x.before
+    union all
+    -- I4: seqs are never used again
+    select 'I4', r.id, 'next_seq ' || r.next_seq || ' of a resting run is not above its last row ' || j.seq
+      from kedge.runs r cross join lateral (select max(seq) as seq from kedge.journal where run_id = r.id) j
+     where r.state <> 'r' and r.next_seq <= j.seq
+    union all
+    -- I10: nothing stuck
+    select 'I10', r.id, 'running for worker ' || r.worker_id || ', which has no row' from kedge.runs r
+     where r.state = 'r' and not exists (select 1 from kedge.workers w where w.id = r.worker_id)
+    union all
+    select 'I10', r.id, 'running for worker ' || w.name || ', whose lease ended at ' || w.lease_until
+      from kedge.runs r join kedge.workers w on w.id = r.worker_id
+     where r.state = 'r' and w.lease_until + w.lease + interval '2 s' < clock_timestamp()
+       and exists (select 1 from kedge.workers o where o.lease_until > clock_timestamp() and not o.leaving)
+    union all
+    select 'I10', r.id, kedge.status_name(r.state) || ' since ' || greatest(r.since, r.due_at) || ' beside a sleeping worker'
+      from kedge.runs r
+     where (r.state = 'p' or r.state = 'w' and r.due_at is not null)
+       and greatest(r.since, r.due_at) + interval '12 s' < kedge.clock()
+       and exists (select 1 from kedge.idle i join kedge.workers w on w.id = i.worker_id
+                    where r.queue = any (i.queues) and r.workflow = any (i.workflows) and w.lease_until > clock_timestamp())
+    union all
+    select 'I10', r.id, 'waiting for nothing' from kedge.runs r where r.state = 'w' and r.due_at is null
+    union all
+    select 'I10', r.id, 'at rest with an unapplied request' from kedge.runs r where r.state <> 'r' and r.request is not null
+    union all
+    select 'I10', i.run_id, 'letter ' || i.seq || ' unsorted since ' || i.sent_at from kedge.inbox i
+     where i.sent_at + interval '12 s' < kedge.clock()
+       and exists (select 1 from kedge.workers w where w.lease_until > clock_timestamp() and not w.leaving)
+    union all
+    -- I13: attempts and crashes are counted honestly
+    select 'I13', r.id, 'more take backs than epochs' from kedge.runs r where r.crashes > r.epoch
+    union all
+    -- with history
+    select 'I2', k.run_id, 'key ' || k.key || ' names a run that does not exist' from kedge.run_keys k
+     where history and not exists (select 1 from kedge.journal j where j.run_id = k.run_id and j.seq = 0)
+    union all
+    select 'I3', f.id, 'journal row ' || j.seq || ' of epoch ' || j.epoch || ' behind the end in epoch ' || f.epoch
+      from kedge.finished f join kedge.journal j on j.run_id = f.id where history and j.epoch > f.epoch
+    union all
+    select 'I4', f.id, 'next_seq ' || f.next_seq || ' is not above row ' || j.seq
+      from kedge.finished f join kedge.journal j on j.run_id = f.id where history and j.seq >= f.next_seq
+    union all
+    select 'I11', f.id, 'completed without output, or failed without error' from kedge.finished f
+     where history and (f.status = 'c' and f.output is null or f.status = 'f' and f.error is null)
+$$;

@@ -1,0 +1,142 @@
+"""Applies the schema: tables forward only, functions whenever they differ, all of it in one transaction under a lock."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from kedge import schema as kedge_schema
+from kedge.errors import SchemaError
+
+MINIMUM_SERVER: Final = 140000
+
+_MIGRATIONS_TABLE: Final = """
+create schema if not exists {schema};
+create table if not exists kedge.migrations (
+    number     int         not null primary key,   -- 0 is the set of functions
+    name       text        not null,
+    kind       text        not null,
+    hash       text        not null,
+    applied_at timestamptz not null default now()
+);
+"""
+
+_RECORD: Final = """
+insert into kedge.migrations (number, name, kind, hash) values (%s, %s, %s, %s)
+on conflict (number) do update set hash = excluded.hash, applied_at = now()
+"""
+
+
+def migrate(conninfo: str, *, schema: str = "kedge") -> list[str]:
+    """
+    Bring the schema to this release's version; a no-op where it is there already.
+
+    Safe to run from any number of processes at once: one works, the others wait for it and find nothing to do.
+
+    Returns:
+        What was applied, in order, for people.
+
+    Raises:
+        SchemaError: The database is newer than this release, was changed by hand, is not UTF-8, or is older than
+            PostgreSQL 14.
+    """
+    kedge_schema.check_schema_name(schema)
+    with psycopg.connect(conninfo, autocommit=True) as conn, conn.transaction():
+        _check_server(conn)
+        # No lock_timeout while queueing for the turn; two seconds for the tables, so that a migration that has to
+        # wait for a long query does not make everybody queue behind it.
+        conn.execute("set local lock_timeout = 0")
+        conn.execute("select pg_advisory_xact_lock(hashtext('kedge-migrate'), hashtext(%s))", (schema,))
+        conn.execute("set local lock_timeout = '2s'")
+        plan = _plan(conn, schema)
+        for _, text in plan:
+            conn.execute(text)  # pyright: ignore[reportArgumentType, reportCallIssue]  # our own files, not a literal
+        return [title for title, _ in plan]
+
+
+def pending(conninfo: str, *, schema: str = "kedge") -> list[tuple[str, str]]:
+    """What `migrate` would apply, as (title, SQL), without applying it."""
+    kedge_schema.check_schema_name(schema)
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        _check_server(conn)
+        return _plan(conn, schema)
+
+
+def full_sql(*, schema: str = "kedge") -> str:
+    """The whole schema for an empty database, as one script for people who apply it by other means."""
+    parts = ["begin;", _prelude(schema)]
+    for title, text in _steps({}, schema):
+        parts += [f"-- {title}", text]
+    return "\n".join([*parts, "commit;", ""])
+
+
+def check_schema(applied: dict[int, tuple[str, str, str]], *, schema: str) -> None:
+    """
+    Refuse a database that this release cannot work with; `applied` is number -> (name, kind, hash), empty if missing.
+
+    A newer schema is fine as long as everything newer is additive: that is how a rolling deploy works.
+    """
+    wanted = kedge_schema.SCHEMA_VERSION
+    found = max(applied, default=0)
+    command = f"kedge-worker migrate --schema {schema}"
+    if found < wanted:
+        raise SchemaError(found, wanted, command)
+    if any(kind == "breaking" for number, (_, kind, _) in applied.items() if number > wanted):
+        raise SchemaError(found, wanted, "deploy a newer kedge-worker")
+
+
+def _prelude(schema: str) -> str:
+    return kedge_schema.render(_MIGRATIONS_TABLE, schema).format(schema=f'"{schema}"')
+
+
+def _plan(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> list[tuple[str, str]]:
+    applied = _applied(conn, schema)
+    plan = _steps(applied, schema)
+    return [(f"schema {schema}", _prelude(schema)), *plan] if plan and not applied else plan
+
+
+def _applied(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> dict[int, tuple[str, str, str]]:
+    if conn.execute("select to_regclass(%s)", (f'"{schema}".migrations',)).fetchone() == (None,):
+        return {}
+    rows = conn.execute(sql.SQL("select number, name, kind, hash from {}.migrations").format(sql.Identifier(schema)))
+    return {int(str(n)): (str(name), str(kind), str(digest)) for n, name, kind, digest in rows}
+
+
+def _steps(applied: dict[int, tuple[str, str, str]], schema: str) -> list[tuple[str, str]]:
+    steps: list[tuple[str, str]] = []
+    known = {m.number: m for m in kedge_schema.migrations()}
+    newest = max(applied, default=0)
+    if newest > kedge_schema.SCHEMA_VERSION:
+        raise SchemaError(newest, kedge_schema.SCHEMA_VERSION, "use the newer release's kedge-worker to migrate")
+    for number, migration in known.items():
+        digest = hashlib.blake2b(migration.sql.encode(), digest_size=16).hexdigest()
+        if number in applied:
+            if applied[number][2] != digest:
+                raise SchemaError(
+                    newest,
+                    kedge_schema.SCHEMA_VERSION,
+                    f"migration {number} ({migration.name}) differs from the one applied here: a released file was changed",
+                )
+            continue
+        text = kedge_schema.render(migration.sql, schema) + _record(number, migration.name, migration.kind, digest, schema)
+        steps.append((f"{number:04d} {migration.name} ({migration.kind})", text))
+    functions_hash = kedge_schema.functions_hash()
+    if steps or applied.get(0, ("", "", ""))[2] != functions_hash:
+        text = "\n".join(kedge_schema.render(body, schema) for _, body in kedge_schema.functions())
+        steps.append(("functions and views", text + _record(0, "functions", "additive", functions_hash, schema)))
+    return steps
+
+
+def _record(number: int, name: str, kind: str, digest: str, schema: str) -> str:
+    values = (number, *(f"'{text}'" for text in (name, kind, digest)))
+    return kedge_schema.render(_RECORD, schema) % values + ";\n"
+
+
+def _check_server(conn: psycopg.Connection[tuple[object, ...]]) -> None:
+    if conn.info.server_version < MINIMUM_SERVER:
+        raise SchemaError(0, kedge_schema.SCHEMA_VERSION, "use PostgreSQL 14 or later")
+    if conn.execute("show server_encoding").fetchone() != ("UTF8",):
+        raise SchemaError(0, kedge_schema.SCHEMA_VERSION, "use a database with encoding UTF8")
