@@ -1,0 +1,182 @@
+"""
+A temporary folder for one server: usable by the account that runs it, gone when its owner is gone.
+
+A guard process removes the folder, and stops the server in it first, however the owner dies. Where even the guard
+was killed, the next folder's making removes what is left.
+"""
+
+import fcntl
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final
+
+import psutil
+
+PREFIX: Final = "kedge-pg-"
+# A socket's path has 103 bytes on the strictest system; the folder's name and the socket's take 40 of them.
+LONGEST_PARENT: Final = 60
+# Root must not run a server; any of these may. None is ever created, for that would change the machine.
+ACCOUNTS: Final = ("pgserver", "postgres", "nobody")
+
+# The pipe's other end closes when the owner ends, by whatever means; `cat` returns then.
+GUARD: Final = """
+    trap '' INT TERM HUP
+    cat >/dev/null
+    pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) || pid=
+    if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
+        kill -CONT "$pid"
+        while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+    fi
+    rm -rf "$1"
+"""
+
+
+class ServerFolder:
+    """The folder, its account (None: our own), its lock and its guard."""
+
+    def __init__(self) -> None:
+        remove_leftovers()
+        self.account = _unprivileged_account() if os.geteuid() == 0 else None
+        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=self._parent()))
+        self._lock = _locked_file(self.path)
+        self.give(self.path)
+        self.make("socket")
+        self._guard = self.popen(["/bin/sh", "-c", GUARD, "sh", str(self.path)], stdin=subprocess.PIPE)
+
+    @property
+    def data(self) -> Path:
+        """The data directory; initdb makes it."""
+        return self.path / "data"
+
+    @property
+    def socket(self) -> Path:
+        """Where the server puts its unix socket."""
+        return self.path / "socket"
+
+    def make(self, name: str) -> Path:
+        """Make a folder in this one that belongs to the account."""
+        folder = self.path / name
+        folder.mkdir()
+        self.give(folder)
+        return folder
+
+    def give(self, path: Path) -> None:
+        """Make the account the owner of a path."""
+        if self.account is not None:
+            os.chown(path, self.account.pw_uid, self.account.pw_gid, follow_symlinks=False)
+
+    def reachable(self, programs: Path) -> Path:
+        """Return the folder of programs, or that of a copy where the account may not enter it (root's home, say)."""
+        if self.account is None or _open_to_all(programs / "postgres"):
+            return programs
+        # 0.1 s and 45 MB; the other way would be to open other people's folders.
+        install = self.path / "install"
+        shutil.copytree(programs.parent, install, symlinks=True)
+        for path in (install, *install.rglob("*")):
+            self.give(path)
+        return install / programs.name
+
+    def popen(
+        self,
+        command: list[str],
+        *,
+        stdin: int = subprocess.DEVNULL,
+        output: int | IO[bytes] = subprocess.DEVNULL,
+    ) -> subprocess.Popen[bytes]:
+        """Start a program as the account, in a session of its own: the terminal's interrupt is for the owner only."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+        account = self.account
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env={**environment, "LC_ALL": "C", "TZ": "UTC"},
+            start_new_session=True,
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=[] if account else None,
+        )
+
+    def remove(self) -> None:
+        """Remove the folder; the server in it must have stopped. The guard does it, and ends."""
+        self._guard.communicate()
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+
+    def _parent(self) -> Path:
+        parent = Path(tempfile.gettempdir())
+        usable = len(str(parent)) <= LONGEST_PARENT and (self.account is None or _open_to_all(parent))
+        return parent if usable else Path("/tmp")  # noqa: S108 - mkdtemp makes the name
+
+
+def remove_leftovers() -> None:
+    """Stop and remove the servers whose owner and guard are both dead."""
+    for parent in {Path(tempfile.gettempdir()), Path("/tmp")}:  # noqa: S108 - only looked through
+        for folder in parent.glob(f"{PREFIX}*"):
+            # Not ours to open, or gone meanwhile, or locked: its owner lives.
+            with suppress(OSError), (folder / "owner.lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _kill_leftover(folder / "data")
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def suspended_family(postmaster: int) -> list[psutil.Process]:
+    """Suspend the first process of a server, so that it starts no other, and return all of them."""
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(postmaster)
+        first.suspend()
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def kill_family(postmaster: int) -> None:
+    """Kill all processes of a server, and return when none of them can touch its data."""
+    family = suspended_family(postmaster)
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    # Dead is enough: waiting until they are reaped takes seconds where process 1 is slow to do it.
+    while any(_alive(process) for process in family):
+        time.sleep(0.005)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _kill_leftover(data: Path) -> None:
+    with suppress(OSError, ValueError, IndexError, psutil.Error):
+        postmaster = psutil.Process(int((data / "postmaster.pid").read_text().splitlines()[0]))
+        if str(data) in postmaster.cmdline():  # else the number belongs to somebody else by now
+            kill_family(postmaster.pid)
+
+
+def _locked_file(folder: Path) -> IO[bytes]:
+    # Locked before it has the name that remove_leftovers looks for.
+    fresh = folder / "fresh.lock"
+    file = fresh.open("ab")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    fresh.rename(folder / "owner.lock")
+    return file
+
+
+def _unprivileged_account() -> pwd.struct_passwd:
+    for name in ACCOUNTS:
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise LookupError(f"root cannot run PostgreSQL, and there is no account {' or '.join(ACCOUNTS)}")
+
+
+def _open_to_all(path: Path) -> bool:
+    return all(folder.stat().st_mode & 0o005 == 0o005 for folder in (path, *path.parents))
