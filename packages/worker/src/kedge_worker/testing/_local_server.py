@@ -32,9 +32,9 @@ class LocalServer:
         ServerStartError: initdb or the server failed; `.output` has the last that it wrote.
     """
 
-    def __init__(self, programs: Path, *, settings: Mapping[str, str], tcp: bool) -> None:
+    def __init__(self, programs: Path, *, settings: Mapping[str, str], tcp: bool, in_memory: bool) -> None:
         self._owner = os.getpid()
-        self._folder = ServerFolder()
+        self._folder = ServerFolder(in_memory=in_memory)
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen: list[psutil.Process] = []
         self._password = secrets.token_hex(16)

@@ -40,6 +40,7 @@ class Wish:
     version: int
     settings: Mapping[str, str]
     tcp: bool
+    in_memory: bool
 
 
 def from_url(_: ExitStack, wish: Wish) -> PostgresServer:
@@ -112,7 +113,7 @@ def _run(source: Source, programs: Path, stack: ExitStack, wish: Wish) -> Postgr
         from kedge_worker.testing._local_server import LocalServer
     except ImportError as error:  # psutil is not there, or this is no POSIX system
         raise MissingError(f"a server of our own needs the module {error.name}") from error
-    process = LocalServer(programs, settings=wish.settings, tcp=wish.tcp)
+    process = LocalServer(programs, settings=wish.settings, tcp=wish.tcp, in_memory=wish.in_memory)
     stack.callback(process.close)
     return PostgresServer(process.url, source=source, version=_version_of(process.url), process=process)
 

@@ -19,12 +19,13 @@ __all__ = ["PIN_VARIABLE", "PostgresServer", "Source", "postgres_server"]
 
 PIN_VARIABLE: Final = "KEDGE_REQUIRE_POSTGRES"
 
-# For tests: a crash of the machine may lose everything, a crash of the server nothing.
+# For tests: a crash of the machine may lose everything, a crash of the server nothing. Hence commits are not
+# asynchronous: that would gain little beside fsync, and a killed server would forget acknowledged commits.
 FAST: Final = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "shared_buffers": "128MB",
+    "max_wal_size": "256MB",
     "max_connections": "300",
 }
 # For demonstrations and measurements: as durable as a real one.
@@ -51,7 +52,8 @@ def postgres_server(
     Args:
         version: The major version wanted. A given URL is what it is; `local` takes the newest that is installed, 14 at
             least, where this one is not. `PostgresServer.version` tells.
-        fast: Give up durability for speed, for tests; else durable, with memory for measurements.
+        fast: Give up durability for speed, for tests: in memory where there is 2 GiB of it. Else durable, with buffers
+            for measurements.
         tcp: Listen on a free port of 127.0.0.1, with a password; else only on a unix socket.
         settings: Server settings beside these, for a server that is started here.
         sources: Where to look, in this order.
@@ -59,7 +61,8 @@ def postgres_server(
     Raises:
         PostgresUnavailableError: There is none; the message names what would help.
     """
-    wish = Wish(version=version, settings={**(FAST if fast else DURABLE), **(settings or {})}, tcp=tcp)
+    defaults = FAST if fast else DURABLE
+    wish = Wish(version=version, settings={**defaults, **(settings or {})}, tcp=tcp, in_memory=fast)
     with ExitStack() as stack:
         yield _open(stack, wish, sources)
 
