@@ -132,9 +132,6 @@ class Retry:
         return delay * rng() if self.jitter else delay
 
 
-Retry.NEVER = Retry(1)
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -149,3 +146,6 @@ def _error_types(option: str, types: object) -> ErrorTypes:
         if all(isinstance(c, type) and issubclass(c, Exception) for c in classes):
             return cast("ErrorTypes", classes)
     raise InvalidOptionError(f"{option}={types!r}: give a tuple of exception classes, such as (ConnectionError,)")
+
+
+Retry.NEVER = Retry(1)
