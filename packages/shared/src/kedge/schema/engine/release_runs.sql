@@ -1,0 +1,28 @@
+-- Gives running runs back to the queue for their owner, charging nobody; with a delay they wait that long first.
+-- A request is applied in the same transaction: cancel goes through the exit door, pause to paused.
+-- Answers how many runs left the owner's hand.
+create or replace function kedge.release_runs(
+    p_worker uuid, p_ids uuid[], p_epochs int[], p_delays_s double precision[], p_reasons text[], p_last int[]
+) returns int
+language plpgsql as $$
+declare
+    v_ended int;
+    v_released int;
+begin
+    select kedge.end_runs(p_worker, array_agg(x.id), array_agg(x.epoch), array_agg('x'::text), array_agg(null::bytea),
+                          array_agg(null::bytea), array_agg(null::text), array_agg(0), array_agg(x.last), array_agg(0))
+      into v_ended
+      from unnest(p_ids, p_epochs, p_last) as x(id, epoch, last)
+     cross join lateral (select 1 from kedge.runs r where r.id = x.id and r.request = 'x' offset 0 for update) r
+    having count(*) > 0;
+
+    update kedge.runs r
+       set state = case when r.request = 's' then 's' when x.delay_s > 0 then 'w' else 'p' end::"char",
+           due_at = case when x.delay_s > 0 then kedge.instant() + make_interval(secs => x.delay_s) end,
+           request = null, worker_id = null, since = kedge.instant(), seq = nextval('kedge.runs_seq'),
+           next_seq = greatest(r.next_seq, x.last + 1), reason = x.reason
+      from unnest(p_ids, p_epochs, p_delays_s, p_reasons, p_last) as x(id, epoch, delay_s, reason, last)
+     where r.id = x.id and r.id = any (p_ids) and r.epoch = x.epoch and r.worker_id = p_worker;
+    get diagnostics v_released = row_count;
+    return coalesce(v_ended, 0) + v_released;
+end $$;

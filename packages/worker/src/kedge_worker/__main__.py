@@ -1,0 +1,111 @@
+"""The command line: `kedge-worker run module:worker` and `kedge-worker migrate`. Arguments only."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import psycopg
+
+from kedge.errors import KedgeError, SchemaError, UsageError
+from kedge_worker import _migrator
+from kedge_worker._settings import database_url
+from kedge_worker._worker import Worker
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+UNREACHABLE: Final = 4
+WRONG_SCHEMA: Final = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 failed, 2 wrong usage, 4 database not reached, 5 schema missing, older or newer."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    # The worker reads its settings where it is made, which is in the module that `run` imports.
+    if options.database_url:
+        os.environ["KEDGE_DATABASE_URL"] = options.database_url
+    if options.schema:
+        os.environ["KEDGE_SCHEMA"] = options.schema
+    try:
+        return _run(options.target) if options.command == "run" else _migrate(options.plan, options.sql)
+    except SchemaError as error:
+        return _say(error, WRONG_SCHEMA)
+    except UsageError as error:
+        return _say(error, USAGE)
+    except psycopg.OperationalError as error:
+        return _say(f"the database is not reached: {error}", UNREACHABLE)
+    except (KedgeError, psycopg.Error) as error:
+        return _say(error, FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kedge-worker", description="Executes kedge workflows.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,migrate}")
+    run = commands.add_parser("run", help="run a worker until SIGTERM")
+    run.add_argument("target", metavar="module:worker", help="where the Worker object is, such as shop.worker:worker")
+    migrate = commands.add_parser("migrate", help="bring the database's schema to this release")
+    what = migrate.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="print what would be applied")
+    what.add_argument("--sql", action="store_true", help="print the whole schema as SQL, without a database")
+    for command in (run, migrate):
+        command.add_argument("--database-url", help="default: KEDGE_DATABASE_URL, DATABASE_URL, libpq's environment")
+        command.add_argument("--schema", help="default: KEDGE_SCHEMA, else kedge")
+    return parser
+
+
+def _run(target: str) -> int:
+    asyncio.run(_load(target).run())
+    return OK
+
+
+def _migrate(plan: bool, sql: bool) -> int:  # noqa: FBT001  # two flags of the command line
+    schema = os.environ.get("KEDGE_SCHEMA", "kedge")
+    if sql:
+        sys.stdout.write(_migrator.full_sql(schema=schema))
+    elif plan:
+        for title, text in _migrator.pending(database_url(None), schema=schema) or [("nothing to do", "")]:
+            sys.stdout.write(f"-- {title}\n{text}\n")
+    else:
+        applied = _migrator.migrate(database_url(None), schema=schema)
+        sys.stdout.write("".join(f"applied {title}\n" for title in applied) or "nothing to do\n")
+    return OK
+
+
+def _load(target: str) -> Worker:
+    module_name, separator, name = target.partition(":")
+    if not separator or not module_name or not name:
+        raise UsageError(f"{target!r} is not module:worker, such as shop.worker:worker")
+    sys.path.insert(0, os.getcwd())  # as python -m does
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise  # a missing import inside the user's module is the user's to see in full
+        raise UsageError(f"there is no module {error.name!r} (looked in {os.getcwd()} and on sys.path)") from error
+    found: object = getattr(module, name, None)
+    if isinstance(found, Worker):
+        return found
+    workers = [key for key, value in vars(module).items() if isinstance(value, Worker)]
+    close = difflib.get_close_matches(name, workers, n=1) or workers[:1]
+    hint = f"; did you mean {module_name}:{close[0]}?" if close else f"; {module_name} holds no Worker"
+    raise UsageError(f"{module_name}:{name} is not a Worker{hint}")
+
+
+def _say(problem: object, code: int) -> int:
+    sys.stderr.write(f"kedge-worker: {problem}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""
+Decides when to claim and how much; the flusher sends it.
+
+Claims go on while they come back full. A claim that comes back empty puts the worker to sleep: it registers as idle,
+looks once more (whoever starts a run looks for a sleeper after its commit), and waits for the doorbell, the next due
+run, or the poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from kedge_worker._leased_store import LOWEST, ClaimAnswer, ClaimRequest, Lane
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kedge_worker._store import Store
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_MAX_LANES: Final = 50
+_FLOOR_AGE_S: Final = 1.0
+# After a claim that brought something, the next start is likely to be near: look again that much later, without
+# a sleeper's row, so that batches form by themselves and the doorbell stays silent under load.
+_LINGER_S: Final = 0.004
+_MAX_CLAIM: Final = 500
+
+
+class Claimer:
+    """`wanted` and `answered` are called by the flusher's task, `run` is a task of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        queues: Sequence[str],
+        workflows: Sequence[str],
+        free: Callable[[], int],
+        poke: Callable[[], None],
+        poll_s: tuple[float, float],
+    ) -> None:
+        self._store = store
+        self._queues = queues
+        self._workflows = workflows
+        self._lanes: list[Lane] = list(itertools.product(queues, workflows))
+        self._turn = 0
+        self._free = free
+        self._poke = poke
+        self._poll_s = poll_s
+        self._floors: dict[Lane, tuple[int, int]] = {}
+        self._floors_at = 0.0
+        self._hungry = False
+        self._asked = False
+        self._bell = asyncio.Event()
+        self._slot = asyncio.Event()
+        self._answer: asyncio.Future[ClaimAnswer] | None = None
+        self.stopped = False
+
+    # ---- called by the flusher
+
+    def wanted(self, ending: int) -> ClaimRequest | None:
+        if not self._hungry or self._asked or self.stopped:
+            return None
+        limit = min(self._free() + ending, _MAX_CLAIM)
+        if limit <= 0 or not self._lanes:
+            return None
+        self._asked = True
+        lanes = self._lanes
+        if len(lanes) > _MAX_LANES:
+            lanes = [lanes[(self._turn + i) % len(lanes)] for i in range(_MAX_LANES)]
+            self._turn = (self._turn + _MAX_LANES) % len(self._lanes)
+        now = asyncio.get_running_loop().time()
+        if now - self._floors_at > _FLOOR_AGE_S:
+            self._floors.clear()
+            self._floors_at = now
+        return ClaimRequest(limit, {lane: self._floors.get(lane, LOWEST) for lane in lanes})
+
+    def answered(self, answer: ClaimAnswer) -> None:
+        self._asked = False
+        if len(answer.runs) < answer.limit:
+            self._floors.clear()
+            self._hungry = False
+        else:
+            self._floors.update(answer.highest)
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(answer)
+
+    def unanswered(self) -> None:
+        """The connection broke or the claim was refused: ask again."""
+        self._asked = False
+
+    # ---- called by everybody
+
+    def ring(self) -> None:
+        """There is something to claim."""
+        self._bell.set()
+
+    def slot_freed(self) -> None:
+        self._slot.set()
+        if self._hungry:
+            self._poke()
+
+    # ---- its own task
+
+    async def look(self) -> ClaimAnswer:
+        """Claim once, when there is a free slot, and answer what came."""
+        while self._free() <= 0:
+            self._slot.clear()
+            await self._slot.wait()
+        self._answer = asyncio.get_running_loop().create_future()
+        self._hungry = True
+        self._poke()
+        try:
+            return await self._answer
+        finally:
+            self._answer = None
+
+    async def run(self) -> None:
+        while not self.stopped:
+            self._bell.clear()
+            answer = await self.look()
+            if len(answer.runs) == answer.limit:
+                continue
+            if answer.runs:
+                await self._wait(_LINGER_S)
+                continue
+            try:
+                await self._sleep()
+            except psycopg.OperationalError as error:
+                _log.warning("claimer: %s", error)
+                await self._wait(random.uniform(0.2, 1))  # noqa: S311  # jitter
+
+    async def _sleep(self) -> None:
+        await self._store.go_idle(self._queues, self._workflows)
+        while not (await self.look()).runs:
+            pause = random.uniform(*self._poll_s)  # noqa: S311  # jitter
+            due = await self._store.next_due_s(self._queues, self._workflows)
+            if await self._wait(pause if due is None else min(pause, max(due, 0.0))):
+                return  # whoever rang has taken the sleeper's row
+        await self._store.wake_up()
+
+    async def _wait(self, seconds: float) -> bool:
+        """Wait for the bell; answers whether it rang."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._bell.wait()
+        except TimeoutError:
+            return False
+        return True

@@ -1,0 +1,241 @@
+"""
+One life of a worker: one registration, one lease, and the tasks that live and die with it.
+
+Order of start: register, beat, journal, inbox, claim. Order of stop: no more claims, handlers end or are given back, the
+journal drains, the row goes, the beat ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import UUID, uuid4
+
+import psycopg
+
+from kedge_worker._claimer import Claimer
+from kedge_worker._courier import Courier
+from kedge_worker._executor import Executor
+from kedge_worker._flusher import LEASE_LOST, Flusher
+from kedge_worker._lease_keeper import LeaseKeeper
+from kedge_worker._leased_store import ClaimAnswer, ClaimRequest, LeasedStore
+from kedge_worker._listener import Listener
+from kedge_worker._signals import LeaseLostError
+from kedge_worker._store import Store
+from kedge_worker._sweeper import Sweeper
+from kedge_worker._transactions import TransactionRunner
+
+if TYPE_CHECKING:
+    from kedge_worker._registry import Registry
+    from kedge_worker._runs import LiveRun
+    from kedge_worker._settings import WorkerSettings
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_COMPARE_PERIOD_S: Final = 30.0
+_DRAIN_S: Final = 5.0
+
+T = TypeVar("T")
+
+
+class Life:
+    """Implements `FlushEvents`. `start`, then `ended` (what killed it) or `stop`, once each."""
+
+    def __init__(self, settings: WorkerSettings, registry: Registry) -> None:
+        self.id: Final = uuid4()
+        self.name: Final = f"{socket.gethostname()}:{os.getpid()}"
+        self._settings = settings
+        self._registry = registry
+        timeout_s = max(2.0, min(10.0, settings.lease_s / 2))
+        self.store = Store(
+            settings.control_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
+        )
+        self._leased = LeasedStore(
+            settings.journal_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
+        )
+        self._flusher = Flusher(self._leased, self)
+        self.executor = Executor(
+            self._flusher,
+            lambda in_thread: TransactionRunner(
+                settings.transaction_conninfo(),
+                worker_id=self.id,
+                schema=settings.schema,
+                journal=self._flusher,
+                connections=settings.transaction_connections,
+                in_thread=in_thread,
+            ),
+            registry,
+            threads=settings.threads,
+        )
+        self.claimer = Claimer(
+            self.store,
+            queues=settings.queues,
+            workflows=registry.names,
+            free=self._free,
+            poke=self._flusher.poke,
+            poll_s=(settings.poll_s * 0.8, settings.poll_s),
+        )
+        self.courier = Courier(self.store, worker_id=self.id, ask_cancel=self.executor.ask_cancel)
+        self._keeper = LeaseKeeper(
+            settings.beat_conninfo(),
+            worker_id=self.id,
+            schema=settings.schema,
+            lease_s=settings.lease_s,
+            lost=self._lease_lost,
+            asked=self.executor.ask_cancel,
+        )
+        self.sweeper = Sweeper(
+            self.store, may_take_back=lambda: self._keeper.may_take_back, found=self.claimer.ring
+        )
+        self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.finished_runs = 0
+        self.progress = asyncio.Event()
+        self.limit: int | None = None
+
+    async def start(self, *, serve: bool) -> None:
+        """
+        Register and begin to work; without `serve` nothing is claimed by itself and nothing listens.
+
+        Raises:
+            psycopg.Error: The database is not there, or does not fit.
+        """
+        registered_at = time.monotonic()
+        await self.store.register(
+            lease_s=self._settings.lease_s,
+            name=self.name,
+            queues=self._settings.queues,
+            workflows=self._registry.names,
+        )
+        self._keeper.start(registered_at)
+        await self._leased.connect()
+        self.executor.open()
+        self._spawn(self._flusher.run(), "flusher")
+        await self.courier.sort_all()  # a cancel that was accepted before must not be overtaken by a claim
+        self._spawn(self._compare(), "compare")
+        if serve:
+            self._spawn(self.courier.run(), "courier")
+            self._spawn(self.sweeper.run(), "sweeper")
+            self._spawn(self.claimer.run(), "claimer")
+            if self._settings.listen:
+                self._spawn(self.listener.run(), "listener")
+        _log.info(
+            "worker %s (%s) started: queues %s, workflows %s",
+            self.name,
+            self.id,
+            ", ".join(self._settings.queues),
+            ", ".join(self._registry.names),
+        )
+
+    async def stop(self, grace_s: float, *, hurry: asyncio.Event | None = None) -> None:
+        """Give back what has not ended within the grace, and leave. Bounded, also with the database down."""
+        self.claimer.stopped = True
+        for task in self._tasks:
+            if task.get_name() != "flusher":
+                task.cancel()
+        owned: Sequence[UUID] = ()
+        if not self.ended.done():
+            owned = await self.executor.shutdown(grace_s, hurry=hurry)
+            await _bounded(self._flusher.drained(), _DRAIN_S)
+        else:
+            self.executor.lose_all()
+        self._flusher.close()
+        if not self.ended.done():
+            await _bounded(self.store.leave(), _DRAIN_S)
+        if owned:
+            _log.warning("worker %s leaves %d runs whose bodies have not ended; their lease lapses", self.name, len(owned))
+        await self._keeper.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks, timeout=_DRAIN_S)
+        self._leased.abort()
+        await _bounded(self.executor.aclose(), _DRAIN_S)
+        await _bounded(self.store.aclose(), _DRAIN_S)
+        _log.info("worker %s (%s) stopped", self.name, self.id)
+
+    # ---- FlushEvents
+
+    def wanted_claim(self, ending: int) -> ClaimRequest | None:
+        return self.claimer.wanted(ending)
+
+    def claimed(self, answer: ClaimAnswer) -> None:
+        for run in answer.runs:
+            self.executor.start(run)
+        if answer.has_mail:
+            self.courier.ring()
+        self.claimer.answered(answer)
+
+    async def reconnected(self) -> None:
+        self.claimer.unanswered()
+        owned = await self._leased.owned()
+        known = {run_id: run.claimed.epoch for run_id, run in self.executor.runs.items()}
+        unknown = {run_id: epoch for run_id, epoch in owned.items() if known.get(run_id) != epoch}
+        if unknown:
+            _log.warning("worker %s: giving back %d runs of a claim that was not answered", self.name, len(unknown))
+            await self._leased.give_back(unknown)
+
+    def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
+        for run in lost:
+            _log.warning("run %s epoch %d: lease lost, dropped", run.claimed.id, run.claimed.epoch)
+        self.executor.settled(moved, lost)
+        self.finished_runs += len(moved)
+        self.progress.set()
+        self.claimer.slot_freed()
+
+    def refused(self, run: LiveRun, error: psycopg.Error) -> None:
+        self.executor.fail(run, error)
+
+    # ---- inside
+
+    def _free(self) -> int:
+        free = self._settings.concurrency - len(self.executor.runs)
+        return free if self.limit is None else min(free, self.limit)
+
+    def _rung(self) -> None:
+        self.claimer.ring()
+        self.courier.ring()
+
+    def _lease_lost(self, why: str) -> None:
+        self._end(LeaseLostError(why))
+
+    async def _compare(self) -> None:
+        while True:
+            await asyncio.sleep(_COMPARE_PERIOD_S)
+            self._flusher.compare_soon()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
+            self.claimer.stopped = True
+            self.executor.lose_all()
+
+
+def is_lease_lost(error: BaseException) -> bool:
+    """Whether this life is over, and a new one may begin."""
+    return isinstance(error, LeaseLostError) or (isinstance(error, psycopg.Error) and error.sqlstate == LEASE_LOST)
+
+
+async def _bounded(work: Coroutine[Any, Any, T], seconds: float) -> T | None:
+    try:
+        async with asyncio.timeout(seconds):
+            return await work
+    except (TimeoutError, psycopg.Error, OSError) as error:
+        _log.warning("stopping: %s", error or "no answer from the database")
+        return None
+
+

@@ -1,0 +1,69 @@
+"""LISTENs on the worker's channel, rings, reconnects. A notification says nothing but "look"; losing one costs a poll."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Final
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from kedge_worker._pipeline import shut_down
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_HEALTH_PERIOD_S: Final = 10.0
+_HEALTH_DEADLINE_S: Final = 5.0
+
+
+def channel_of(worker_id: UUID) -> str:
+    """The channel that `kedge.worker_channel` names for this worker."""
+    return f"kedge_w_{worker_id.hex}"
+
+
+class Listener:
+    """A dedicated autocommit connection that reads nothing but notifications."""
+
+    def __init__(self, conninfo: str, *, worker_id: UUID, ring: Callable[[], None]) -> None:
+        self._conninfo = conninfo
+        self._channel = channel_of(worker_id)
+        self._ring = ring
+        self.listening = asyncio.Event()
+
+    async def run(self) -> None:
+        pause_s = 0.05
+        while True:
+            try:
+                async with asyncio.timeout(_HEALTH_DEADLINE_S):
+                    conn = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                async with conn:
+                    await self._ask(conn, sql.SQL("listen {}").format(sql.Identifier(self._channel)))
+                    self.listening.set()
+                    self._ring()  # what was said while nobody listened
+                    pause_s = 0.05
+                    await self._listen(conn)
+            except (psycopg.OperationalError, TimeoutError, OSError) as error:
+                _log.warning("listener: %s; reconnecting in %.2g s", error, pause_s)
+            self.listening.clear()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            pause_s = min(pause_s * 2, 5.0)
+
+    async def _listen(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        while True:
+            async for _ in conn.notifies(timeout=_HEALTH_PERIOD_S, stop_after=1):
+                self._ring()
+                break
+            else:
+                # A half-open socket shows neither an end nor an error: ask.
+                await self._ask(conn, sql.SQL("select 1"))
+
+    async def _ask(self, conn: psycopg.AsyncConnection[tuple[object, ...]], query: sql.Composable) -> None:
+        watchdog = asyncio.get_running_loop().call_later(_HEALTH_DEADLINE_S, shut_down, conn.pgconn)
+        try:
+            await conn.execute(query)
+        finally:
+            watchdog.cancel()

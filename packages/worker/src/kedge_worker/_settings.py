@@ -1,0 +1,155 @@
+"""The settings of a worker: keywords first, then `KEDGE_*` and `DATABASE_URL`; checked once, frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kedge import schema as kedge_schema
+from kedge.durations import Duration, parse_duration
+from kedge.errors import InvalidOptionError
+
+# Engine connections: plans must not flip with the statistics, and no statement may outlive the lease it works under.
+_PLANNER: Final = {
+    "plan_cache_mode": "force_generic_plan",
+    "jit": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
+}
+
+
+class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations in seconds."""
+
+    database_url: str
+    schema: str = "kedge"
+    queues: tuple[str, ...] = ("default",)
+    concurrency: int = 100
+    threads: int = 32
+    lease_s: float = 15.0
+    poll_s: float = 5.0
+    grace_s: float = 30.0
+    listen: bool = True
+    transaction_connections: int = 10
+
+    def __post_init__(self) -> None:
+        kedge_schema.check_schema_name(self.schema)
+        if not self.queues:
+            raise InvalidOptionError("queues= is empty: name at least one, such as queues=('default',)")
+        _between("concurrency", self.concurrency, 1, 10_000)
+        _between("threads", self.threads, 1, 1_000)
+        _between("lease", self.lease_s, 0.3, 3600)
+        _between("poll", self.poll_s, 0.05, 60)
+        _between("grace", self.grace_s, 0, 86_400)
+        _between("transaction_connections", self.transaction_connections, 1, 1_000)
+
+    def journal_conninfo(self) -> str:
+        """For the leased statements: nobody waits for a run's row longer than 50 ms."""
+        return self._conninfo({**_PLANNER, "lock_timeout": "50ms"}, "journal")
+
+    def control_conninfo(self) -> str:
+        """For the courier, the sweeper, and what a worker says of itself."""
+        return self._conninfo({**_PLANNER, "lock_timeout": "2s"}, "control")
+
+    def beat_conninfo(self) -> str:
+        """For the lease: a hung standby must not cost it."""
+        return self._conninfo({**_PLANNER, "lock_timeout": "2s", "synchronous_commit": "local"}, "lease")
+
+    def listen_conninfo(self) -> str:
+        """For LISTEN: no deadline for a statement that waits."""
+        return self._conninfo({}, "listener")
+
+    def transaction_conninfo(self) -> str:
+        """For transactional steps: the application's SQL, so nothing is pinned."""
+        return make_conninfo(self.database_url, application_name="kedge transaction", **_keepalives(self.lease_s))
+
+    def _conninfo(self, options: Mapping[str, str], what: str) -> str:
+        third_ms = f"{int(self.lease_s * 1000 / 3)}ms"
+        options = {
+            "default_transaction_isolation": "read committed",
+            "statement_timeout": "10s",
+            "idle_in_transaction_session_timeout": third_ms,
+            "client_encoding": "utf8",
+            "tcp_user_timeout": third_ms,
+            **options,
+        }
+        own = str(conninfo_to_dict(self.database_url).get("options") or "")
+        flags = " ".join(f"-c {key}={value.replace(' ', chr(92) + ' ')}" for key, value in options.items())
+        return make_conninfo(
+            self.database_url,
+            application_name=f"kedge {what}",
+            options=f"{own} {flags}".strip(),
+            **_keepalives(self.lease_s),
+        )
+
+
+def database_url(given: str | None) -> str:
+    """The given one, `KEDGE_DATABASE_URL`, `DATABASE_URL`, or libpq's own environment; forms of other drivers are understood."""
+    url = given or os.environ.get("KEDGE_DATABASE_URL") or os.environ.get("DATABASE_URL") or ""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme.split("+")[0] in ("postgres", "postgresql"):
+        return f"postgresql://{rest}"
+    return url
+
+
+def make_settings(
+    url: str | None,
+    *,
+    schema: str | None,
+    queues: Sequence[str] | None,
+    concurrency: int | None,
+    threads: int | None,
+    lease: Duration | None,
+    poll: Duration | None,
+    grace: Duration | None,
+    listen: bool | None,
+    transaction_connections: int | None,
+) -> WorkerSettings:
+    """Keywords first, then the environment, then the defaults."""
+    given: dict[str, object] = {
+        "schema": schema,
+        "queues": None if queues is None else ",".join(queues),
+        "concurrency": concurrency,
+        "threads": threads,
+        "lease_s": lease,
+        "poll_s": poll,
+        "grace_s": grace,
+        "listen": listen,
+        "transaction_connections": transaction_connections,
+    }
+    values: dict[str, object] = {"database_url": database_url(url)}
+    for name, value in given.items():
+        option = name.removesuffix("_s")
+        value = os.environ.get(f"KEDGE_{option.upper()}") if value is None else value
+        if value is None:
+            continue
+        if name == "queues":
+            values[name] = tuple(queue.strip() for queue in str(value).split(","))
+        elif isinstance(value, (timedelta, str, int, float)) and name.endswith("_s"):
+            values[name] = parse_duration(value, option=option).total_seconds()
+        else:
+            values[name] = value
+    try:
+        return msgspec.convert(values, WorkerSettings, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidOptionError(f"worker settings: {error}") from error
+
+
+def _keepalives(lease_s: float) -> dict[str, str]:
+    return {
+        "keepalives_idle": "5",
+        "keepalives_interval": "2",
+        "keepalives_count": "3",
+        "tcp_user_timeout": str(int(lease_s * 1000 / 3)),
+    }
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InvalidOptionError(f"{name}={value:g} is out of range: {low:g} to {high:g}")

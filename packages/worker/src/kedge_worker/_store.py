@@ -1,0 +1,157 @@
+"""
+What a worker says to Postgres outside of a flush: registration, courier, take back, sleep and wake. One method each.
+
+One plain connection, opened when needed; each call is one autocommit statement that may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, cast
+from uuid import UUID
+
+import psycopg
+
+from kedge.schema import render
+from kedge_worker import _statements
+from kedge_worker._pipeline import CutError, shut_down
+
+PROTOCOL: Final = 1
+"""What this release's workers agree on; a worker touches only rows of its own protocol or an older one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """What one round of the courier did."""
+
+    letters: int
+    remaining: bool
+    owners: list[UUID]
+    ended: list[UUID]
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """What one round of a take back did."""
+
+    worker_id: UUID
+    worker_name: str
+    freed: int
+    ended: list[UUID]
+    remaining: bool
+
+
+class Store:
+    """Not a pool: calls wait for each other; none of them is long."""
+
+    def __init__(self, conninfo: str, *, worker_id: UUID, schema: str, timeout_s: float) -> None:
+        self._conninfo = conninfo
+        self._schema = schema
+        self._worker = worker_id
+        self._timeout_s = timeout_s
+        self._conn: psycopg.AsyncConnection[tuple[object, ...]] | None = None
+        self._lock = asyncio.Lock()
+
+    async def schema_state(self) -> dict[int, tuple[str, str, str]]:
+        """The applied migrations, number -> (name, kind, hash); empty when there is no schema."""
+        found = await self._execute("select to_regclass(%(name)s)::text", {"name": f'"{self._schema}".migrations'})
+        if found == [(None,)]:
+            return {}
+        rows = await self._execute("select number, name, kind, hash from kedge.migrations", {})
+        return {cast(int, n): (str(name), str(kind), str(digest)) for n, name, kind, digest in rows}
+
+    async def register(self, *, lease_s: float, name: str, queues: Sequence[str], workflows: Sequence[str]) -> None:
+        await self._execute(
+            _statements.REGISTER_WORKER,
+            {
+                "id": self._worker,
+                "lease": timedelta(seconds=lease_s),
+                "protocol": PROTOCOL,
+                "name": name,
+                "queues": list(queues),
+                "workflows": list(workflows),
+            },
+        )
+
+    async def sort_inbox(self, limit: int) -> Sorted:
+        ((letters, remaining, owners, ended),) = await self._execute(_statements.SORT_INBOX, {"limit": limit})
+        return Sorted(cast(int, letters), bool(remaining), cast("list[UUID]", owners), cast("list[UUID]", ended))
+
+    async def fail_letter(self, error: str) -> None:
+        await self._execute(_statements.FAIL_LETTER, {"error": error})
+
+    async def has_mail(self) -> bool:
+        return await self._execute(_statements.HAS_MAIL, {}) == [(True,)]
+
+    async def requests(self) -> dict[UUID, str | None]:
+        """Which of this worker's runs somebody wants cancelled, and why."""
+        rows = await self._execute(_statements.REQUESTS, {"worker": self._worker})
+        return {cast(UUID, run): cast("str | None", reason) for run, reason in rows}
+
+    async def take_back(self) -> TakenBack | None:
+        """Free the runs of one dead worker; None: nobody is dead."""
+        rows = await self._execute(_statements.TAKE_BACK, {"protocol": PROTOCOL})
+        if not rows:
+            return None
+        ((worker, name, freed, ended, remaining),) = rows
+        return TakenBack(cast(UUID, worker), str(name), cast(int, freed), cast("list[UUID]", ended), bool(remaining))
+
+    async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
+        await self._execute(
+            _statements.GO_IDLE, {"worker": self._worker, "queues": list(queues), "workflows": list(workflows)}
+        )
+
+    async def wake_up(self) -> None:
+        await self._execute(_statements.WAKE_UP, {"worker": self._worker})
+
+    async def next_due_s(self, queues: Sequence[str], workflows: Sequence[str]) -> float | None:
+        """Seconds until the next run of these lanes becomes due by itself; None: there is none."""
+        ((seconds,),) = await self._execute(
+            _statements.NEXT_DUE, {"queues": list(queues), "workflows": list(workflows)}
+        )
+        return cast("float | None", seconds)
+
+    async def ring_workers(self, workers: Sequence[UUID]) -> None:
+        await self._execute(_statements.RING_WORKERS, {"workers": list(workers)})
+
+    async def ring(self, queue: str | None, workflow: str | None) -> None:
+        """Wake at most one sleeping worker that suits."""
+        await self._execute(_statements.RING, {"queue": queue, "workflow": workflow})
+
+    async def notify_ended(self, runs: Sequence[UUID]) -> None:
+        await self._execute(_statements.NOTIFY_ENDED, {"runs": list(runs)})
+
+    async def leave(self) -> None:
+        await self._execute(_statements.LEAVE, {"worker": self._worker})
+
+    async def aclose(self) -> None:
+        if self._conn is not None:
+            await self._conn.close()
+            self._conn = None
+
+    async def _execute(self, query: str, parameters: Mapping[str, object]) -> list[tuple[object, ...]]:
+        async with self._lock:
+            conn = await self._connection()
+            # Cancelling does not help against a silent server: only closing the socket does.
+            watchdog = asyncio.get_running_loop().call_later(self._timeout_s, shut_down, conn.pgconn)
+            try:
+                cursor = await conn.execute(render(query, self._schema).encode(), parameters)
+                return await cursor.fetchall() if cursor.description is not None else []
+            except (psycopg.OperationalError, asyncio.CancelledError):
+                await conn.close()
+                raise
+            finally:
+                watchdog.cancel()
+
+    async def _connection(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
+        if self._conn is None or self._conn.closed:
+            try:
+                self._conn = await asyncio.wait_for(
+                    psycopg.AsyncConnection.connect(self._conninfo, autocommit=True), self._timeout_s
+                )
+            except TimeoutError as error:
+                raise CutError("Postgres does not answer") from error
+        return self._conn

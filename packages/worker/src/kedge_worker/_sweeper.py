@@ -1,0 +1,53 @@
+"""Takes back the runs of dead workers, a bounded batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kedge_worker._store import Store
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_PERIOD_S: Final = (1.0, 1.5)
+
+
+class Sweeper:
+    """`may_take_back` is False for one lease after a failed beat of one's own: then it may be the database that was away."""
+
+    def __init__(self, store: Store, *, may_take_back: Callable[[], bool], found: Callable[[], None]) -> None:
+        self._store = store
+        self._may_take_back = may_take_back
+        self._found = found
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(random.uniform(*_PERIOD_S))  # noqa: S311  # jitter
+            try:
+                if self._may_take_back():
+                    await self.sweep()
+            except psycopg.OperationalError as error:
+                _log.warning("sweeper: %s", error)
+
+    async def sweep(self) -> int:
+        """Free what dead workers hold; answers how many runs were freed."""
+        total = 0
+        while (taken := await self._store.take_back()) is not None:
+            total += taken.freed
+            if taken.freed or not taken.remaining:
+                _log.warning("take back: worker %s is dead, %d runs freed", taken.worker_name, taken.freed)
+            if taken.ended:
+                await self._store.notify_ended(taken.ended)
+            if taken.freed:
+                self._found()
+                await self._store.ring(None, None)
+            if taken.remaining:
+                break  # locked rows: next round
+        return total

@@ -1,0 +1,254 @@
+"""The worker's front: settings in, lives one after the other, signals, and what tests and embedders use."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+import psycopg
+
+from kedge.durations import Duration, parse_duration
+from kedge.errors import DefinitionError, PrivilegesError, SchemaError
+from kedge_worker._life import Life, is_lease_lost
+from kedge_worker._migrator import check_schema
+from kedge_worker._registry import Registry, Workflow
+from kedge_worker._settings import WorkerSettings, make_settings
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Worker:
+    """
+    Executes runs of the given workflows until told to stop.
+
+    A worker claims only workflows that it has registered, never more than `concurrency` runs at once, and goes on
+    through restarts of the database. It needs an asyncio event loop.
+
+    Args:
+        dsn: libpq URL or key-value string; else `KEDGE_DATABASE_URL`, `DATABASE_URL`, libpq's own environment.
+        workflows: What `@workflow(ref)` made of the handlers.
+        queues: The lanes that it takes runs from.
+        concurrency: Runs in memory at once.
+        threads: Sync handlers and sync steps at once.
+        schema: Where kedge's tables live.
+        lease: How long a silent worker keeps its runs before others take them back.
+        poll: The longest that a run waits when a doorbell is lost.
+        grace: How long handlers may go on after a stop was asked for.
+        listen: False behind a transaction pooler: everything works by polling.
+        transaction_connections: Transactional steps at once.
+
+    Every option but the workflows may also come from the environment: `KEDGE_QUEUES`, `KEDGE_CONCURRENCY`, ...
+
+    Source: docs/explanation/data_walk.md.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        /,
+        *,
+        workflows: Iterable[Workflow[Any, Any]],
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+        threads: int | None = None,
+        schema: str | None = None,
+        lease: Duration | None = None,
+        poll: Duration | None = None,
+        grace: Duration | None = None,
+        listen: bool | None = None,
+        transaction_connections: int | None = None,
+    ) -> None:
+        self._registry = Registry(workflows)
+        if not self._registry.names:
+            raise DefinitionError("workflows= is empty: a worker executes only what is registered with it")
+        self.settings: Final[WorkerSettings] = make_settings(
+            dsn,
+            schema=schema,
+            queues=queues,
+            concurrency=concurrency,
+            threads=threads,
+            lease=lease,
+            poll=poll,
+            grace=grace,
+            listen=listen,
+            transaction_connections=transaction_connections,
+        )
+        self._stop: asyncio.Event | None = None
+        self._hurry: asyncio.Event | None = None
+        self._stopped: asyncio.Event | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._grace_s = self.settings.grace_s
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, *, signals: bool = True) -> None:
+        """
+        Work until `stop`, SIGTERM or SIGINT; a second signal skips the grace.
+
+        Raises:
+            SchemaError: The database has no kedge schema, or one that does not fit; names the command to run.
+            PrivilegesError: This role may not do a worker's work.
+        """
+        stop, hurry = self._begin()
+        with self._handling_signals(stop, hurry) if signals else contextlib.nullcontext():
+            try:
+                await self._live_and_live_again(stop, hurry)
+            finally:
+                self._end()
+
+    async def stop(self, *, grace: Duration | None = None) -> None:
+        """Stop claiming, let handlers end for as long as the grace allows, give the rest back, and return."""
+        if grace is not None:
+            self._grace_s = parse_duration(grace, option="grace").total_seconds()
+        if self._stop is not None and self._stopped is not None:
+            self._stop.set()
+            await self._stopped.wait()
+
+    async def run_until_idle(self) -> int:
+        """
+        Execute everything that can be claimed now, and what that makes claimable; return how many runs left this worker.
+
+        For tests and scripts: nothing listens, and nothing is waited for that only time can bring.
+        """
+        async with self._one_life() as life:
+            while True:
+                life.progress.clear()
+                await life.courier.sort_all()
+                answer = await life.claimer.look()
+                if answer.runs or await life.store.has_mail():
+                    continue
+                if not life.executor.runs:
+                    return life.finished_runs
+                await _first(life.progress.wait(), life.ended)
+
+    async def run_once(self, limit: int = 1) -> int:
+        """Claim up to `limit` runs once, execute them to their end, and return how many there were."""
+        async with self._one_life() as life:
+            life.limit = limit
+            answer = await life.claimer.look()
+            while life.executor.runs:
+                life.progress.clear()
+                await _first(life.progress.wait(), life.ended)
+            return len(answer.runs)
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._started = loop.create_future()
+        self._task = loop.create_task(self.run(signals=False), name="kedge-worker")
+        await asyncio.wait((self._started, self._task), return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            self._task.result()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+        if self._task is not None:
+            await self._task
+
+    # ---- inside
+
+    def _begin(self) -> tuple[asyncio.Event, asyncio.Event]:
+        if self._stop is not None:
+            raise DefinitionError("this worker is running already: make another one")
+        self._stop, self._hurry, self._stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        return self._stop, self._hurry
+
+    def _end(self) -> None:
+        if self._stopped is not None:
+            self._stopped.set()
+        self._stop = None
+
+    async def _live_and_live_again(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        pause_s = 0.05
+        while not stop.is_set():
+            life = Life(self.settings, self._registry)
+            try:
+                await self._check_schema(life)
+                await life.start(serve=True)
+                pause_s = 0.05
+                if self.settings.listen:
+                    await _first(life.listener.listening.wait(), life.ended, stop.wait())
+                if self._started is not None and not self._started.done():
+                    self._started.set_result(None)
+                await _first(stop.wait(), life.ended)
+            except (psycopg.OperationalError, TimeoutError, OSError) as error:
+                _log.warning("worker: no database yet: %s; next try in %.2g s", error, pause_s)
+            except BaseException as error:
+                if not is_lease_lost(error):
+                    await life.stop(0)
+                    raise _explained(error) from error
+                _log.error("worker %s: lease lost (%s); starting a new life", life.name, error)
+            await life.stop(self._grace_s if stop.is_set() else 0, hurry=hurry)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1)):  # noqa: S311  # jitter
+                    await stop.wait()
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    @contextlib.asynccontextmanager
+    async def _one_life(self) -> AsyncGenerator[Life]:
+        self._begin()
+        life = Life(self.settings, self._registry)
+        try:
+            await self._check_schema(life)
+            await life.start(serve=False)
+            yield life
+        except psycopg.Error as error:
+            raise _explained(error) from error
+        finally:
+            await life.stop(self._grace_s)
+            self._end()
+
+    async def _check_schema(self, life: Life) -> None:
+        check_schema(await life.store.schema_state(), schema=self.settings.schema)
+
+    @contextlib.contextmanager
+    def _handling_signals(self, stop: asyncio.Event, hurry: asyncio.Event) -> Generator[None]:
+        loop = asyncio.get_running_loop()
+
+        def received(number: signal.Signals) -> None:
+            _log.info("worker: %s", number.name)
+            if stop.is_set():
+                hurry.set()
+            stop.set()
+
+        numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        for number in numbers:
+            loop.add_signal_handler(number, received, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def _explained(error: BaseException) -> BaseException:
+    """A psycopg error of class 42 says what is wrong with the database; say what to do."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    if state == "42501":
+        return PrivilegesError(f"this role may not do a worker's work: {error}", state)
+    if state is not None and (state[:2] in ("42", "3F")):
+        return SchemaError(0, 0, "kedge-worker migrate")
+    return error
+
+
+async def _first(*waited: Coroutine[Any, Any, object] | asyncio.Future[None]) -> None:
+    """Return when the first is done, raising what it raised."""
+    tasks = [asyncio.ensure_future(one) for one in waited]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task, one in zip(tasks, waited, strict=True):
+            if task is not one:
+                task.cancel()
