@@ -103,7 +103,7 @@ class Databases:
 
 
 def broken_invariants(url: str, *, schema: str = "kedge") -> list[dict[str, Any]]:
-    """Return the rows of `check_invariants()`, which are none unless something is wrong."""
+    """Return the rows of `check_invariants()`, ended runs included: none unless something is wrong."""
     with psycopg.connect(url) as connection, connection.cursor(row_factory=dict_row) as cursor:
-        query = sql.SQL("select * from {}.check_invariants()").format(sql.Identifier(schema))
+        query = sql.SQL("select * from {}.check_invariants(history => true)").format(sql.Identifier(schema))
         return cursor.execute(query).fetchall()

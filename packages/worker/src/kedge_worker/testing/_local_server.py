@@ -8,7 +8,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -17,7 +16,8 @@ import psutil
 import psycopg
 
 from kedge_worker.testing._errors import ServerStartError
-from kedge_worker.testing._server_folder import ServerFolder, kill_family, suspended_family
+from kedge_worker.testing._server_folder import ServerFolder
+from kedge_worker.testing._server_processes import kill_server, resume_server, suspend_server
 
 START_DEADLINE_S: Final = 60
 STOP_DEADLINE_S: Final = 30
@@ -95,7 +95,7 @@ class LocalServer:
         """Kill every process of the server: clients see their sockets close, the next start recovers from the WAL."""
         if self._process is None:
             return
-        kill_family(self._process.pid)
+        kill_server(self._process.pid)
         self._process.wait()
         self._process = None
         # The number in it may belong to another process by the time that somebody reads it.
@@ -103,16 +103,11 @@ class LocalServer:
 
     def freeze(self) -> None:
         """Suspend every process of the server: its sockets stay open, and nobody answers."""
-        self._frozen = suspended_family(self._process.pid) if self._process is not None else []
-        for process in self._frozen:
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
+        self._frozen = suspend_server(self._process.pid) if self._process is not None else []
 
     def thaw(self) -> None:
         """Let a frozen server run on."""
-        for process in self._frozen:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
+        resume_server(self._frozen)
         self._frozen = []
 
     def close(self) -> None:

@@ -11,12 +11,13 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
 import psutil
+
+from kedge_worker.testing._server_processes import kill_server
 
 PREFIX: Final = "kedge-pg-"
 # A socket's path has 103 bytes on the strictest system; the folder's name and the socket's take 40 of them.
@@ -28,14 +29,16 @@ DISK_PARENT: Final = Path("/tmp")  # noqa: S108 - mkdtemp makes the name
 # Root must not run a server; any of these may. None is ever created, for that would change the machine.
 ACCOUNTS: Final = ("pgserver", "postgres", "nobody")
 
-# The pipe's other end closes when the owner ends, by whatever means; `cat` returns then.
+# The pipe's other end closes when the owner ends, by whatever means; `cat` returns then. The server's last act is to
+# remove its pid file; looking at the process would not do, for where nobody reaps it, it stays.
 GUARD: Final = """
     trap '' INT TERM HUP
     cat >/dev/null
     pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) || pid=
     if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
-        kill -CONT "$pid"
-        while kill -0 "$pid" 2>/dev/null; do sleep 0.05; done
+        kill -CONT "$pid" 2>/dev/null
+        tries=0
+        while [ -e "$1/data/postmaster.pid" ] && [ $tries -lt 200 ]; do sleep 0.05; tries=$((tries + 1)); done
     fi
     rm -rf "$1" "$2"
 """
@@ -89,10 +92,14 @@ class ServerFolder:
         # 0.1 s and 45 MB, on a disk, since memory folders are often mounted without the right to execute. The other
         # way would be to open other people's folders.
         copy = _copy_for(self.path)
-        shutil.copytree(programs.parent, copy, symlinks=True)
+        install = programs.parent
+        # A wheel's programs look for its libraries beside the package, by a relative path.
+        for folder in (install, install.parent.with_name(f"{install.parent.name}.libs")):
+            if folder.is_dir():
+                shutil.copytree(folder, copy / folder.relative_to(install.parent.parent), symlinks=True)
         for path in (copy, *copy.rglob("*")):
             self.give(path)
-        return copy / programs.name
+        return copy / programs.relative_to(install.parent.parent)
 
     def popen(
         self,
@@ -144,38 +151,11 @@ def remove_leftovers() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def suspended_family(postmaster: int) -> list[psutil.Process]:
-    """Suspend the first process of a server, so that it starts no other, and return all of them."""
-    with suppress(psutil.NoSuchProcess):
-        first = psutil.Process(postmaster)
-        first.suspend()
-        return [first, *first.children(recursive=True)]
-    return []
-
-
-def kill_family(postmaster: int) -> None:
-    """Kill all processes of a server, and return when none of them can touch its data."""
-    family = suspended_family(postmaster)
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    # Dead is enough: waiting until they are reaped takes seconds where process 1 is slow to do it.
-    while any(_alive(process) for process in family):
-        time.sleep(0.005)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _kill_leftover(data: Path) -> None:
     with suppress(OSError, ValueError, IndexError, psutil.Error):
         postmaster = psutil.Process(int((data / "postmaster.pid").read_text().splitlines()[0]))
         if str(data) in postmaster.cmdline():  # else the number belongs to somebody else by now
-            kill_family(postmaster.pid)
+            kill_server(postmaster.pid)
 
 
 def _locked_file(folder: Path) -> IO[bytes]:
