@@ -34,7 +34,7 @@ _LONGEST_PAUSE_S: Final = 5.0
 LEASE_LOST: Final = "KE001"
 _LOCKED: Final = "55P03"
 _REPEATABLE: Final = frozenset(("40001", "40P01"))
-_GONE: Final = frozenset(("25006", "57P01", "57P02", "57P03"))
+_GONE: Final = frozenset(("25006", "55000", "57P01", "57P02", "57P03"))  # demoted, in recovery, going, starting
 
 
 class FlushEvents(Protocol):
@@ -46,6 +46,10 @@ class FlushEvents(Protocol):
 
     def claimed(self, answer: ClaimAnswer) -> None:
         """The claim's answer."""
+        ...
+
+    def unclaimed(self) -> None:
+        """The claim that was wanted has not been answered, or not been sent."""
         ...
 
     async def reconnected(self) -> None:
@@ -179,7 +183,9 @@ class Flusher:
             try:
                 answer = await self._store.flush(batch, claim)
             except psycopg.Error as error:
-                claim = None  # asked for again when this is over
+                if claim is not None:
+                    claim = None  # asked for again when this is over
+                    self._events.unclaimed()
                 batch = await self._after(error, batch, pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
                 continue

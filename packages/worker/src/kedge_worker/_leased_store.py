@@ -16,6 +16,7 @@ from kedge_worker import _binary, _statements
 from kedge_worker._outcomes import End, GiveBack
 from kedge_worker._pipeline import Call, CutError, Pipeline, Statement
 from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row
+from kedge_worker._signals import LeaseLostError
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -40,7 +41,7 @@ _NAMES: Final = (
     "SETTLE_ROWS",
     "SETTLE_RUNS",
     "TAKE_OVER_JOURNAL",
-    "BACKEND_START",
+    "SERVER_LIFE",
     "OWNED",
 )
 
@@ -91,6 +92,7 @@ class LeasedStore:
         self._timeout_s = timeout_s
         self._pipeline: Pipeline | None = None
         self._predecessor: tuple[bytes, bytes] | None = None
+        self._timeline: bytes | None = None
         self._begin = Statement("begin", "begin")
         self._commit = Statement("commit", "commit")
         self._rollback = Statement("rollback", "rollback")
@@ -101,6 +103,9 @@ class LeasedStore:
         """
         Open a connection in the place of the one before: ends that one's backend, and returns when no transaction
         of it lives any more.
+
+        Raises:
+            LeaseLostError: A failover happened since; nothing that is in memory can be trusted to be stored.
         """
         self.abort()
         pipeline = await Pipeline.connect(self._conninfo, timeout_s=self._timeout_s)
@@ -111,11 +116,15 @@ class LeasedStore:
             old_pid, old_start = self._predecessor or (_binary.int4(0), b"\0" * 8)
             takeover = Call(self._statements["TAKE_OVER_JOURNAL"], (self._worker, old_pid, old_start))
             results = await pipeline.roundtrip(
-                (takeover, Call(self._statements["BACKEND_START"])), timeout_s=self._timeout_s
+                (takeover, Call(self._statements["SERVER_LIFE"])), timeout_s=self._timeout_s
             )
+            timeline = _value(results[1], 0, 1)
+            if self._timeline not in (None, timeline):
+                raise LeaseLostError("the server was promoted: what the old one confirmed last may be missing here")
         except BaseException:
             pipeline.abort()
             raise
+        self._timeline = timeline
         self._predecessor = (_binary.int4(pipeline.backend_pid), _value(results[1], 0, 0))
         self._pipeline = pipeline
 

@@ -39,6 +39,7 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _COMPARE_PERIOD_S: Final = 30.0
 _DRAIN_S: Final = 5.0
+_RING_PERIOD_S: Final = 0.02
 
 T = TypeVar("T")
 
@@ -98,14 +99,19 @@ class Life:
         self.finished_runs = 0
         self.progress = asyncio.Event()
         self.limit: int | None = None
+        self._rang_at = 0.0
+        self._ringing: asyncio.Task[None] | None = None
 
-    async def start(self, *, serve: bool) -> None:
+    async def start(self, *, serve: bool, predecessor: UUID | None = None) -> None:
         """
-        Register and begin to work; without `serve` nothing is claimed by itself and nothing listens.
+        Register and begin to work; without `serve` nothing is claimed by itself and nothing listens. What a
+        predecessor, an earlier life of this process, still holds is freed.
 
         Raises:
             psycopg.Error: The database is not there, or does not fit.
         """
+        if predecessor is not None:
+            await self.store.abandon(predecessor)
         registered_at = time.monotonic()
         await self.store.register(
             lease_s=self._settings.lease_s,
@@ -146,7 +152,9 @@ class Life:
         else:
             self.executor.lose_all()
         self._flusher.close()
-        if not self.ended.done():
+        if self.ended.done():
+            self.ended.exception()  # looked at
+        else:
             await _bounded(self.store.leave(), _DRAIN_S)
         if owned:
             _log.warning("worker %s leaves %d runs whose bodies have not ended; their lease lapses", self.name, len(owned))
@@ -169,10 +177,14 @@ class Life:
             self.executor.start(run)
         if answer.has_mail:
             self.courier.ring()
+        if answer.runs and len(answer.runs) == answer.limit:
+            self._ring_next(answer.runs[-1].queue, answer.runs[-1].workflow)
         self.claimer.answered(answer)
 
-    async def reconnected(self) -> None:
+    def unclaimed(self) -> None:
         self.claimer.unanswered()
+
+    async def reconnected(self) -> None:
         owned = await self._leased.owned()
         known = {run_id: run.claimed.epoch for run_id, run in self.executor.runs.items()}
         unknown = {run_id: epoch for run_id, epoch in owned.items() if known.get(run_id) != epoch}
@@ -197,9 +209,18 @@ class Life:
         free = self._settings.concurrency - len(self.executor.runs)
         return free if self.limit is None else min(free, self.limit)
 
-    def _rung(self) -> None:
-        self.claimer.ring()
-        self.courier.ring()
+    def _rung(self, payload: str) -> None:
+        if payload == "mail":
+            self.courier.ring()
+        else:
+            self.claimer.ring()
+
+    def _ring_next(self, queue: str, workflow: str) -> None:
+        """A claim that came back full may have left something: wake the next sleeper, at most one at a time."""
+        now = asyncio.get_running_loop().time()
+        if now - self._rang_at > _RING_PERIOD_S and (self._ringing is None or self._ringing.done()):
+            self._rang_at = now
+            self._ringing = asyncio.create_task(_bounded(self.store.ring(queue, workflow), _DRAIN_S))
 
     def _lease_lost(self, why: str) -> None:
         self._end(LeaseLostError(why))

@@ -28,7 +28,7 @@ def channel_of(worker_id: UUID) -> str:
 class Listener:
     """A dedicated autocommit connection that reads nothing but notifications."""
 
-    def __init__(self, conninfo: str, *, worker_id: UUID, ring: Callable[[], None]) -> None:
+    def __init__(self, conninfo: str, *, worker_id: UUID, ring: Callable[[str], None]) -> None:
         self._conninfo = conninfo
         self._channel = channel_of(worker_id)
         self._ring = ring
@@ -43,7 +43,8 @@ class Listener:
                 async with conn:
                     await self._ask(conn, sql.SQL("listen {}").format(sql.Identifier(self._channel)))
                     self.listening.set()
-                    self._ring()  # what was said while nobody listened
+                    self._ring("mail")  # what was said while nobody listened
+                    self._ring("")
                     pause_s = 0.05
                     await self._listen(conn)
             except (psycopg.OperationalError, TimeoutError, OSError) as error:
@@ -54,8 +55,8 @@ class Listener:
 
     async def _listen(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         while True:
-            async for _ in conn.notifies(timeout=_HEALTH_PERIOD_S, stop_after=1):
-                self._ring()
+            async for notify in conn.notifies(timeout=_HEALTH_PERIOD_S, stop_after=1):
+                self._ring(notify.payload)
                 break
             else:
                 # A half-open socket shows neither an end nor an error: ask.

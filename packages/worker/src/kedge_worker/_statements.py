@@ -135,7 +135,11 @@ SETTLE_RUNS: Final = """
 
 TAKE_OVER_JOURNAL: Final = "select kedge.take_over_journal($1::uuid, $2::int, $3::timestamptz)"
 
-BACKEND_START: Final = "select backend_start from pg_stat_activity where pid = pg_backend_pid()"
+# This backend's start, and the timeline: another one than before means that a standby was promoted.
+SERVER_LIFE: Final = """
+    select a.backend_start, left(pg_walfile_name(pg_current_wal_lsn()), 8)
+      from pg_stat_activity a where a.pid = pg_backend_pid()
+"""
 
 OWNED: Final = "select r.id, r.epoch from kedge.runs r where r.worker_id = $1::uuid and r.state = 'r'"
 
@@ -193,10 +197,16 @@ TAKE_BACK: Final = "select worker_id, worker_name, freed, ended, remaining from 
 
 # The row goes only when nothing is owned; else it lapses, and its take back charges nobody.
 LEAVE: Final = """
-    with gone as (
+    with awake as (delete from kedge.idle where worker_id = %(worker)s),
+    gone as (
         delete from kedge.workers w
          where w.id = %(worker)s
            and not exists (select 1 from kedge.runs r where r.worker_id = w.id and r.state = 'r')
         returning 1)
     update kedge.workers set leaving = true where id = %(worker)s and not exists (select 1 from gone)
+"""
+
+# For a life that lapsed while the database was away: its runs are free at once, and nobody is charged.
+ABANDON: Final = """
+    update kedge.workers set leaving = true, lease_until = least(lease_until, clock_timestamp()) where id = %(worker)s
 """

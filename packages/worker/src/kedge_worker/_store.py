@@ -124,6 +124,10 @@ class Store:
     async def notify_ended(self, runs: Sequence[UUID]) -> None:
         await self._execute(_statements.NOTIFY_ENDED, {"runs": list(runs)})
 
+    async def abandon(self, predecessor: UUID) -> None:
+        """Free what an earlier life of this process still holds, charging nobody."""
+        await self._execute(_statements.ABANDON, {"worker": predecessor})
+
     async def leave(self) -> None:
         await self._execute(_statements.LEAVE, {"worker": self._worker})
 

@@ -16,6 +16,7 @@ import psycopg
 
 from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, PrivilegesError, SchemaError
+from kedge.schema import SCHEMA_VERSION
 from kedge_worker._life import Life, is_lease_lost
 from kedge_worker._migrator import check_schema
 from kedge_worker._registry import Registry, Workflow
@@ -170,11 +171,13 @@ class Worker:
 
     async def _live_and_live_again(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         pause_s = 0.05
+        predecessor = None
         while not stop.is_set():
             life = Life(self.settings, self._registry)
             try:
                 await self._check_schema(life)
-                await life.start(serve=True)
+                await life.start(serve=True, predecessor=predecessor)
+                predecessor = None
                 pause_s = 0.05
                 if self.settings.listen:
                     await _first(life.listener.listening.wait(), life.ended, stop.wait())
@@ -186,8 +189,12 @@ class Worker:
             except BaseException as error:
                 if not is_lease_lost(error):
                     await life.stop(0)
-                    raise _explained(error) from error
+                    explained = _explained(error)
+                    if explained is error:
+                        raise
+                    raise explained from error
                 _log.error("worker %s: lease lost (%s); starting a new life", life.name, error)
+                predecessor = life.id
             await life.stop(self._grace_s if stop.is_set() else 0, hurry=hurry)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1)):  # noqa: S311  # jitter
@@ -203,7 +210,10 @@ class Worker:
             await life.start(serve=False)
             yield life
         except psycopg.Error as error:
-            raise _explained(error) from error
+            explained = _explained(error)
+            if explained is error:
+                raise
+            raise explained from error
         finally:
             await life.stop(self._grace_s)
             self._end()
@@ -237,7 +247,7 @@ def _explained(error: BaseException) -> BaseException:
     if state == "42501":
         return PrivilegesError(f"this role may not do a worker's work: {error}", state)
     if state is not None and (state[:2] in ("42", "3F")):
-        return SchemaError(0, 0, "kedge-worker migrate")
+        return SchemaError(0, SCHEMA_VERSION, "kedge-worker migrate")
     return error
 
 

@@ -11,7 +11,7 @@ begin
          limit 1 for update skip locked)
     returning worker_id into v_worker;
     if found then
-        perform pg_notify(kedge.worker_channel(v_worker), '');
+        perform pg_notify(kedge.worker_channel(v_worker), case when p_workflow is null then 'mail' else '' end);
     end if;
 end $$;
 
@@ -19,7 +19,7 @@ end $$;
 -- caller's commit, or fail a REPEATABLE READ caller); NOTIFY is delivered when the caller commits.
 create or replace function kedge.ring_on_commit_v1(p_queue text, p_workflow text) returns void
 language sql as $$
-    select pg_notify(kedge.worker_channel(s.worker_id), '')
+    select pg_notify(kedge.worker_channel(s.worker_id), case when p_workflow is null then 'mail' else '' end)
       from (select i.worker_id from kedge.idle i
              where (p_queue is null or p_queue = any (i.queues)) and (p_workflow is null or p_workflow = any (i.workflows))
              limit 1) s

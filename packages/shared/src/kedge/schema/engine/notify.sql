@@ -1,6 +1,6 @@
 -- NOTIFY never rides in a data transaction: it holds one lock of the whole server across the commit's flush.
--- These are called after the commit, in a transaction of their own. A channel names one listener; the payload of a
--- watcher's channel is a list of run ids, and nothing else is ever sent.
+-- These are called after the commit, in a transaction of their own. A channel names one listener. Payloads: a list of
+-- run ids on a watcher's channel; on a worker's, 'mail' for the inbox and requests, nothing for runs to claim.
 create or replace function kedge.notify_watchers(p_runs uuid[]) returns void
 language plpgsql as $$
 declare
@@ -23,4 +23,4 @@ create or replace function kedge.worker_channel(p_worker uuid) returns text
 language sql immutable parallel safe as $$ select 'kedge_w_' || replace(p_worker::text, '-', '') $$;
 
 create or replace function kedge.ring_workers(p_workers uuid[]) returns void
-language sql as $$ select pg_notify(kedge.worker_channel(w), '') from unnest(p_workers) as w $$;
+language sql as $$ select pg_notify(kedge.worker_channel(w), 'mail') from unnest(p_workers) as w $$;

@@ -10,9 +10,10 @@ declare
     v_cancelled uuid[];
 begin
     -- One lease of grace after the server's start: leases lapsed because the database was away, nobody crashed.
+    -- Who says that it leaves needs no grace.
     select w.id, w.name, w.leaving into v_worker from kedge.workers w
      where w.lease_until < clock_timestamp() and w.protocol <= p_protocol
-       and pg_postmaster_start_time() + w.lease < clock_timestamp()
+       and (w.leaving or pg_postmaster_start_time() + w.lease < clock_timestamp())
      order by w.lease_until limit 1 for update skip locked;
     if not found then
         -- What still holds a dead worker's row a third of a lease later is ended: a stopped client in the middle of
