@@ -1,4 +1,4 @@
-"""Postgres' binary format, as far as the journal's statements need it: arrays out, scalars in. Source: its send/recv functions."""
+"""Postgres' binary format, as far as the journal's statements need it. Source: the server's send/recv functions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def uuids(items: Sequence[bytes]) -> bytes:
 
 
 def chars(items: Sequence[bytes]) -> bytes:
-    """ "char"[]: one byte each."""
+    """The one-byte type "char", as an array."""
     return _fixed(_CHAR, b"\0\0\0\x01", items)
 
 
@@ -69,7 +69,7 @@ def to_int(data: bytes) -> int:
 
 
 def to_datetime(data: bytes) -> datetime:
-    """timestamptz."""
+    """A timestamptz."""
     return _EPOCH + timedelta(microseconds=int.from_bytes(data, "big", signed=True))
 
 

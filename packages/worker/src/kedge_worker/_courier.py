@@ -63,7 +63,9 @@ class Courier:
                 if limit > 1:
                     limit //= 2  # down to the one letter that cannot be sorted
                     continue
-                _log.error("courier: a letter cannot be sorted and moves to inbox_failed: %s", error.diag.message_primary)
+                _log.error(
+                    "courier: a letter cannot be sorted and moves to inbox_failed: %s", error.diag.message_primary
+                )
                 await self._store.fail_letter(f"{error.sqlstate}: {error.diag.message_primary}")
                 limit = _BATCH
                 continue

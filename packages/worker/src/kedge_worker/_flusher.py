@@ -1,8 +1,8 @@
 """
 Gathers all runs' writes into one flush at a time: while one is in flight the next batch gathers, without a timer.
 
-Claims ride in the same round trip, so that the worker's row has one locker. What is not known to be stored is settled by
-reading before anything is repeated; what the database refuses is cut down to the one run that it refuses.
+Claims ride in the same round trip, so that the worker's row has one locker. What is not known to be stored is settled
+by reading before anything is repeated; what the database refuses is cut down to the one run that it refuses.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class Flusher:
         if not runs:
             return _NOTHING
         standings = await self._store.settle(runs, batch.rows)
-        moves = {run: move for run, move in batch.moves}
+        moves = dict(batch.moves)
         moved: list[LiveRun] = []
         lost: list[LiveRun] = []
         again = Batch()
@@ -274,8 +274,8 @@ class Flusher:
 
     async def _write_carefully(self, batch: Batch, pause_s: float) -> Batch:
         """
-        Somebody holds a row of this batch: lock the moving runs that are free in one round trip, write for those and for
-        the runs that do not move. A run that was not obtained is put off whole, never in part.
+        Somebody holds a row of this batch: lock the moving runs that are free in one round trip, write for those and
+        for the runs that do not move. A run that was not obtained is put off whole, never in part.
         """
         try:
             free = await self._store.lock_moving(batch)

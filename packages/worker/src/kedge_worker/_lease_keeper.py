@@ -1,10 +1,10 @@
 """
-Keeps the worker's lease from a thread of its own, with a connection of its own, so that no blocked loop and no full pool
-can cost it.
+Keeps the worker's lease from a thread of its own, with a connection of its own, so that no blocked loop and no full
+pool can cost it.
 
-The lease is valid until (send time of the last accepted beat) + lease - 10 %: the local view always ends first. A failed
-beat is "unknown" and is repeated; no row, or the end of that time, is "lost". A loop that has not answered for two
-leases is dead, and the thread stops beating for it.
+The lease is valid until (send time of the last accepted beat) + lease - 10 %: the local view always ends first. A
+failed beat is "unknown" and is repeated; no row, or the end of that time, is "lost". A loop that has not answered for
+two leases is dead, and the thread stops beating for it.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ class LeaseKeeper:
                 self._sending_since = sent_at
             try:
                 if self._conn is None or self._conn.closed:
-                    self._conn = psycopg.connect(
-                        self._conninfo, autocommit=True, connect_timeout=max(2, int(period_s))
-                    )
+                    self._conn = psycopg.connect(self._conninfo, autocommit=True, connect_timeout=max(2, int(period_s)))
                 rows = self._conn.execute(self._beat, {"worker": self._worker_id}).fetchall()
             except psycopg.Error as error:
                 self._failed_at = time.monotonic()
@@ -150,4 +148,4 @@ class LeaseKeeper:
         self._accepted_at = sent_at
         for _, run_id, _, request, reason in rows:
             if request == "x":
-                loop.call_soon_threadsafe(self._asked, cast(UUID, run_id), cast("str | None", reason))
+                loop.call_soon_threadsafe(self._asked, cast("UUID", run_id), cast("str | None", reason))

@@ -1,11 +1,11 @@
-"""The moves that need a lease: flush, claim and what settles them, on the one connection that holds the worker's row."""
+"""The moves that need a lease, flush, claim and what settles them, on the one connection that locks the worker's row."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -27,7 +27,7 @@ Lane = tuple[str, str]
 LOWEST: Final = (-32768, 0)
 """The floor (rank, seq) of a lane that is looked at from its beginning."""
 
-_UNSET: Final = datetime.min
+_UNSET: Final = datetime.min.replace(tzinfo=UTC)
 
 _NAMES: Final = (
     "HOLD_WORKER",
@@ -178,7 +178,7 @@ class LeasedStore:
         )
 
     async def lock_moving(self, batch: Batch) -> frozenset[UUID]:
-        """Open a transaction and lock those moving runs of the batch that nobody else has locked; `flush(only=)` ends it."""
+        """Open a transaction and lock the moving runs of the batch that nobody else holds; `flush(only=)` ends it."""
         ids = _binary.uuids([run.claimed.id.bytes for run, _ in batch.moves])
         lock = Call(self._statements["LOCK_MOVING"], (self._worker, ids))
         results = await self._roundtrip([Call(self._begin), self._hold, lock])

@@ -1,8 +1,8 @@
 """
 One life of a worker: one registration, one lease, and the tasks that live and die with it.
 
-Order of start: register, beat, journal, inbox, claim. Order of stop: no more claims, handlers end or are given back, the
-journal drains, the row goes, the beat ends.
+Order of start: register, beat, journal, inbox, claim. Order of stop: no more claims, handlers end or are given back,
+the journal drains, the row goes, the beat ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -53,9 +53,7 @@ class Life:
         self._settings = settings
         self._registry = registry
         timeout_s = max(2.0, min(10.0, settings.lease_s / 2))
-        self.store = Store(
-            settings.control_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
-        )
+        self.store = Store(settings.control_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s)
         self._leased = LeasedStore(
             settings.journal_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
         )
@@ -90,9 +88,7 @@ class Life:
             lost=self._lease_lost,
             asked=self.executor.ask_cancel,
         )
-        self.sweeper = Sweeper(
-            self.store, may_take_back=lambda: self._keeper.may_take_back, found=self.claimer.ring
-        )
+        self.sweeper = Sweeper(self.store, may_take_back=lambda: self._keeper.may_take_back, found=self.claimer.ring)
         self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
         self._tasks: list[asyncio.Task[None]] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -157,7 +153,9 @@ class Life:
         else:
             await _bounded(self.store.leave(), _DRAIN_S)
         if owned:
-            _log.warning("worker %s leaves %d runs whose bodies have not ended; their lease lapses", self.name, len(owned))
+            _log.warning(
+                "worker %s leaves %d runs whose bodies have not ended; their lease lapses", self.name, len(owned)
+            )
         await self._keeper.stop()
         for task in self._tasks:
             task.cancel()
@@ -258,5 +256,3 @@ async def _bounded(work: Coroutine[Any, Any, T], seconds: float) -> T | None:
     except (TimeoutError, psycopg.Error, OSError) as error:
         _log.warning("stopping: %s", error or "no answer from the database")
         return None
-
-

@@ -1,4 +1,4 @@
-"""LISTENs on the worker's channel, rings, reconnects. A notification says nothing but "look"; losing one costs a poll."""
+"""LISTENs on the worker's channel, rings, reconnects. A notification says only "look"; losing one costs a poll."""
 
 from __future__ import annotations
 

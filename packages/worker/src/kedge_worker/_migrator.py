@@ -1,4 +1,4 @@
-"""Applies the schema: tables forward only, functions whenever they differ, all of it in one transaction under a lock."""
+"""Applies the schema: tables forward only, functions whenever they differ, all in one transaction under a lock."""
 
 from __future__ import annotations
 
@@ -118,10 +118,12 @@ def _steps(applied: dict[int, tuple[str, str, str]], schema: str) -> list[tuple[
                 raise SchemaError(
                     newest,
                     kedge_schema.SCHEMA_VERSION,
-                    f"migration {number} ({migration.name}) differs from the one applied here: a released file was changed",
+                    f"migration {number} ({migration.name}) is not the one applied here: a released file was changed",
                 )
             continue
-        text = kedge_schema.render(migration.sql, schema) + _record(number, migration.name, migration.kind, digest, schema)
+        text = kedge_schema.render(migration.sql, schema) + _record(
+            number, migration.name, migration.kind, digest, schema
+        )
         steps.append((f"{number:04d} {migration.name} ({migration.kind})", text))
     functions_hash = kedge_schema.functions_hash()
     if steps or applied.get(0, ("", "", ""))[2] != functions_hash:

@@ -135,7 +135,9 @@ class Pipeline:
             raise
         except psycopg.OperationalError as error:
             self.abort()
-            raise error if isinstance(error, CutError) else CutError(f"the connection to Postgres broke: {error}") from error
+            raise (
+                error if isinstance(error, CutError) else CutError(f"the connection to Postgres broke: {error}")
+            ) from error
         finally:
             watchdog.cancel()
             self._done = None

@@ -90,7 +90,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def database_url(given: str | None) -> str:
-    """The given one, `KEDGE_DATABASE_URL`, `DATABASE_URL`, or libpq's own environment; forms of other drivers are understood."""
+    """The given one, `KEDGE_DATABASE_URL`, `DATABASE_URL`, else libpq's own; forms of other drivers are understood."""
     url = given or os.environ.get("KEDGE_DATABASE_URL") or os.environ.get("DATABASE_URL") or ""
     scheme, separator, rest = url.partition("://")
     if separator and scheme.split("+")[0] in ("postgres", "postgresql"):
@@ -124,9 +124,9 @@ def make_settings(
         "transaction_connections": transaction_connections,
     }
     values: dict[str, object] = {"database_url": database_url(url)}
-    for name, value in given.items():
+    for name, keyword in given.items():
         option = name.removesuffix("_s")
-        value = os.environ.get(f"KEDGE_{option.upper()}") if value is None else value
+        value = os.environ.get(f"KEDGE_{option.upper()}") if keyword is None else keyword
         if value is None:
             continue
         if name == "queues":

@@ -17,7 +17,7 @@ class LeaseLostError(BaseException):
     """Another worker owns the run by now; nothing that is computed here may be kept."""
 
 
-class ReplayMismatch(BaseException):  # noqa: N818  # a signal, not an error of the handler
+class ReplayMismatch(BaseException):  # a signal, not an error of the handler
     """The handler asks for something else than what the journal holds; `.reason` says it in words for operators."""
 
     def __init__(self, reason: str) -> None:

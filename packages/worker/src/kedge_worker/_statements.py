@@ -72,8 +72,8 @@ CLAIM: Final = """
                   r.workflow, r.resource, r.reason),
     noted as (
         select set_config('kedge_claim.ids', (select coalesce(array_agg(c.id), '{}')::text from claimed c), false))
-    select exists (select 1 from kedge.inbox), c.id, c.epoch, c.next_seq, c.attempt::int, c.crashes::int, c.rank::int, c.seq,
-           c.since, c.request, c.queue, c.workflow, c.resource, c.reason, exists (select 1 from due)
+    select exists (select 1 from kedge.inbox), c.id, c.epoch, c.next_seq, c.attempt::int, c.crashes::int,
+           c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason, exists (select 1 from due)
       from noted left join claimed c on true
      order by c.rank, c.seq
 """

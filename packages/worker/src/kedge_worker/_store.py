@@ -61,7 +61,7 @@ class Store:
         if found == [(None,)]:
             return {}
         rows = await self._execute("select number, name, kind, hash from kedge.migrations", {})
-        return {cast(int, n): (str(name), str(kind), str(digest)) for n, name, kind, digest in rows}
+        return {cast("int", n): (str(name), str(kind), str(digest)) for n, name, kind, digest in rows}
 
     async def register(self, *, lease_s: float, name: str, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(
@@ -78,7 +78,7 @@ class Store:
 
     async def sort_inbox(self, limit: int) -> Sorted:
         ((letters, remaining, owners, ended),) = await self._execute(_statements.SORT_INBOX, {"limit": limit})
-        return Sorted(cast(int, letters), bool(remaining), cast("list[UUID]", owners), cast("list[UUID]", ended))
+        return Sorted(cast("int", letters), bool(remaining), cast("list[UUID]", owners), cast("list[UUID]", ended))
 
     async def fail_letter(self, error: str) -> None:
         await self._execute(_statements.FAIL_LETTER, {"error": error})
@@ -89,7 +89,7 @@ class Store:
     async def requests(self) -> dict[UUID, str | None]:
         """Which of this worker's runs somebody wants cancelled, and why."""
         rows = await self._execute(_statements.REQUESTS, {"worker": self._worker})
-        return {cast(UUID, run): cast("str | None", reason) for run, reason in rows}
+        return {cast("UUID", run): cast("str | None", reason) for run, reason in rows}
 
     async def take_back(self) -> TakenBack | None:
         """Free the runs of one dead worker; None: nobody is dead."""
@@ -97,7 +97,7 @@ class Store:
         if not rows:
             return None
         ((worker, name, freed, ended, remaining),) = rows
-        return TakenBack(cast(UUID, worker), str(name), cast(int, freed), cast("list[UUID]", ended), bool(remaining))
+        return TakenBack(cast("UUID", worker), str(name), cast("int", freed), cast("list[UUID]", ended), bool(remaining))
 
     async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(

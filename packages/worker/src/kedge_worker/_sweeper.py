@@ -20,7 +20,7 @@ _PERIOD_S: Final = (1.0, 1.5)
 
 
 class Sweeper:
-    """`may_take_back` is False for one lease after a failed beat of one's own: then it may be the database that was away."""
+    """`may_take_back` is False for one lease after a failed beat of one's own: perhaps only the database was away."""
 
     def __init__(self, store: Store, *, may_take_back: Callable[[], bool], found: Callable[[], None]) -> None:
         self._store = store

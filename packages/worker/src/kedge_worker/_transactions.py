@@ -1,9 +1,9 @@
 """
 Transactional steps: the application's SQL and the step's memo in one commit, on a pool with ordinary settings.
 
-Order: the body first; then everything that the run has queued becomes durable and the run's gate shuts, so that no other
-outcome gets a seq; then the fence (the run's row, locked), the memo, COMMIT. An unanswered commit is settled by reading
-before anything is repeated.
+Order: the body first; then the run's gate shuts, so that no other outcome gets a seq, and everything that the run has
+queued becomes durable; then the fence (the run's row, locked), the memo, COMMIT. An unanswered commit is settled by
+reading before anything is repeated.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class TransactionRunner:
         }
 
     async def _shut_gate(self, run: LiveRun) -> int:
-        """The run's next seq, once all before it is durable; no other outcome of the run gets one until `_open_gate`."""
+        """The run's next seq, once all before it is durable; nothing else of the run gets one until `_open_gate`."""
         while run.gate is not None:
             await run.gate.wait()
         run.gate = asyncio.Event()
@@ -179,7 +179,7 @@ class TransactionRunner:
         return run.take_seq()
 
     async def _was_committed(self, run: LiveRun, seq: int) -> bool:
-        """What became of an unanswered commit; read behind the lock of the run's row, when no older transaction holds it."""
+        """What became of an unanswered commit; read behind the run's lock, when no older transaction holds it."""
         fence = {"run": run.claimed.id, "epoch": run.claimed.epoch, "worker": self._worker_id, "seq": seq}
         pause_s = 0.05
         while True:

@@ -115,7 +115,7 @@ class Worker:
 
     async def run_until_idle(self) -> int:
         """
-        Execute everything that can be claimed now, and what that makes claimable; return how many runs left this worker.
+        Execute everything that can be claimed now, and what that makes claimable; return how many runs left.
 
         For tests and scripts: nothing listens, and nothing is waited for that only time can bring.
         """
