@@ -1,4 +1,4 @@
-"""The moves that need a lease, flush, claim and what settles them, on the one connection that locks the worker's row."""
+"""The moves that need a lease, and what settles them, on the one connection that locks the worker's row."""
 
 from __future__ import annotations
 

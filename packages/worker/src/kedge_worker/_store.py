@@ -97,7 +97,8 @@ class Store:
         if not rows:
             return None
         ((worker, name, freed, ended, remaining),) = rows
-        return TakenBack(cast("UUID", worker), str(name), cast("int", freed), cast("list[UUID]", ended), bool(remaining))
+        ended_ids = cast("list[UUID]", ended)
+        return TakenBack(cast("UUID", worker), str(name), cast("int", freed), ended_ids, bool(remaining))
 
     async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(
