@@ -2,6 +2,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from kedge_worker.testing import (
     postgres_server,
 )
 from kedge_worker.testing._local_server import LocalServer
-from kedge_worker.testing._server_folder import remove_leftovers
+from kedge_worker.testing._server_folder import PREFIX, remove_leftovers
 
 NOBODY_LISTENS = "postgresql://someone:s3cret@127.0.0.1:1/db"
 
@@ -289,6 +290,15 @@ def test_a_server_whose_owner_lives_is_left_alone(owner: subprocess.Popen[str]) 
 
     assert folder.exists()
     psycopg.connect(url).close()
+
+
+def test_a_folder_that_its_maker_has_not_locked_yet_is_left_alone() -> None:
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+
+    remove_leftovers()
+
+    assert list(folder.iterdir()) == []
+    folder.rmdir()
 
 
 def test_a_forked_child_does_not_take_the_server_with_it() -> None:

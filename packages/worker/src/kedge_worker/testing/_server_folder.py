@@ -143,8 +143,8 @@ def remove_leftovers() -> None:
     """Stop and remove the servers whose owner and guard are both dead."""
     for parent in {Path(tempfile.gettempdir()), DISK_PARENT, MEMORY_PARENT}:
         for folder in parent.glob(f"{PREFIX}*"):
-            # Not ours to open, or gone meanwhile, or locked: its owner lives.
-            with suppress(OSError), (folder / "owner.lock").open("ab") as lock:
+            # Not ours to open, or gone, or not yet locked by the process that makes it, or locked: its owner lives.
+            with suppress(OSError), (folder / "owner.lock").open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _kill_leftover(folder / "data")
                 shutil.rmtree(_copy_for(folder), ignore_errors=True)
