@@ -25,6 +25,7 @@ help:
 
 # Each step leaves a stamp, so that a repeated call costs nothing and a changed lock file costs one step.
 setup: .venv/packages.stamp
+	@:
 
 .tools/uv.stamp: requirements/uv.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "kedge needs Python 3.11 or later; this one is " + sys.version.split()[0] + ". Point to another: make PYTHON=python3.12 ...")'
@@ -46,15 +47,15 @@ setup: .venv/packages.stamp
 	@touch $@
 
 demo: setup
-	@$(BIN)/python examples/orders/demo.py
+	@$(BIN)/python -m examples.orders.demo
 
 test: checks
 	@echo "==> tests on PostgreSQL 18"
-	@KEDGE_TEST_POSTGRES=18 $(BIN)/pytest -q -n 2
+	@KEDGE_TEST_POSTGRES=18 $(BIN)/pytest -q -n 2 --dist worksteal
 
 test-all: test
 	@echo "==> tests with a database on PostgreSQL 16"
-	@KEDGE_TEST_POSTGRES=16 $(BIN)/pytest -q -n 2 tests/integration tests/scenarios tests/contract
+	@KEDGE_TEST_POSTGRES=16 $(BIN)/pytest -q -n 2 --dist worksteal tests/integration tests/scenarios tests/contract
 
 checks: setup
 	@echo "==> formatting"
