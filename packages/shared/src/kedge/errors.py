@@ -58,7 +58,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, dataclass_transform
+from typing import Any, Final, TypeVar, cast, dataclass_transform
 from uuid import UUID
 
 import msgspec
@@ -484,7 +484,8 @@ Domain = TypeVar("Domain", bound=DomainError)
 
 def field_names(cls: type[DomainError]) -> tuple[str, ...]:
     """Answer the declared fields of a DomainError's class."""
-    return tuple(getattr(cls, "__dataclass_fields__", ()))
+    # The base itself is no dataclass.
+    return () if cls is DomainError else tuple(field.name for field in dataclasses.fields(cast("Any", cls)))
 
 
 def revive(cls: type[Domain], values: dict[str, Any]) -> Domain:

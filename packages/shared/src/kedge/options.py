@@ -1,0 +1,226 @@
+"""What a ref and a request may say about a run; each option is checked where it is written."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from kedge.durations import Duration, parse_duration, parse_positive_duration
+from kedge.errors import DomainError, InvalidOptionError
+from kedge.names import check_key, check_name
+from kedge.retry import Retry
+from kedge.run_meta import RetryTerms, RunMeta
+from kedge.wire import decode, encode
+
+OnConflict: TypeAlias = Literal["return", "return_any_input", "raise"]
+"""
+What a start does when its key is taken: answer with the run that holds it if that has the same input, answer with it
+in any case, or raise.
+"""
+
+Singleton: TypeAlias = Literal["raise", "return", "cancel_old"]
+"""What a start does when another run of the same workflow and key is active."""
+
+DEFAULT_QUEUE: Final = "default"
+MAX_PRIORITY: Final = 32767
+"""The lowest is its negative: the database keeps the priority with its sign turned, in two bytes."""
+MAX_TAGS: Final = 20
+MAX_METADATA_BYTES: Final = 64 * 1024
+
+
+class RunOptions(TypedDict, total=False):
+    """What a request may say."""
+
+    key: str | None
+    """Idempotency key: one run per workflow and key. None: no key, although the ref would make one."""
+    on_conflict: OnConflict
+    resource: str | None
+    """The application's entity that the run belongs to."""
+    queue: str
+    priority: int
+    """-32,767 to 32,767; higher is sooner."""
+    delay: Duration
+    """Counted by the database, from the start on."""
+    start_at: datetime
+    timeout: Duration | None
+    """From when the run is due to its end; None: no limit."""
+    retry: Retry
+    tags: Sequence[str]
+    """At most 20."""
+    metadata: Mapping[str, Any]
+    """A JSON object of at most 64 KiB, for people and for the handler."""
+    singleton: Singleton
+
+
+class RefDefaults(TypedDict, total=False):
+    """What a client must know before any worker sees the run."""
+
+    version: str
+    queue: str
+    priority: int
+    timeout: Duration | None
+    raises: tuple[type[DomainError], ...]
+
+
+class StartOptions(msgspec.Struct, frozen=True, gc=False):
+    """The options of a start, checked and resolved: the request's before the ref's before the engine's."""
+
+    queue: str = DEFAULT_QUEUE
+    priority: int = 0
+    on_conflict: OnConflict = "return"
+    resource: str | None = None
+    delay: timedelta | None = None
+    start_at: datetime | None = None
+    """In UTC."""
+    timeout: timedelta | UnsetType | None = UNSET
+    """Unset: neither the request nor the ref says anything."""
+    retry: Retry | None = None
+    tags: tuple[str, ...] = ()
+    singleton: Singleton | None = None
+    meta: bytes = b""
+    """The column of that name, see run_meta.py: metadata, timeout, retry, and `asked` again."""
+    asked: tuple[str, ...] = ()
+
+
+def resolve(base: StartOptions, given: Mapping[str, object]) -> StartOptions:
+    """
+    Put a request's options over what is there already: whole values replace, nothing is merged.
+
+    Raises:
+        UsageError: An option is unknown, out of its range, or excludes another one that is given too.
+        PayloadError: The metadata cannot be kept.
+    """
+    changes = _checked(given, _CHECKS)
+    if "delay" in changes:
+        if "start_at" in changes:
+            raise InvalidOptionError("delay and start_at exclude each other: give one of them")
+        changes["start_at"] = None
+    elif "start_at" in changes:
+        changes["delay"] = None
+    if not _IN_META.isdisjoint(changes):
+        metadata = changes.pop("metadata", None) or RunMeta.decode(base.meta).metadata
+        changes["asked"] = asked = tuple(sorted({*base.asked, *_ASKED.intersection(changes)}))
+        changes["meta"] = _meta(msgspec.structs.replace(base, **changes), metadata, asked)
+    return msgspec.structs.replace(base, **changes)
+
+
+def ref_options(defaults: Mapping[str, object]) -> StartOptions:
+    """
+    Check what a ref says about queue, priority and timeout.
+
+    Raises:
+        UsageError: An option is unknown or out of its range.
+    """
+    options = StartOptions(**_checked(defaults, {name: _CHECKS[name] for name in ("queue", "priority", "timeout")}))
+    return msgspec.structs.replace(options, meta=_meta(options, {}, ()))
+
+
+def _meta(options: StartOptions, metadata: dict[str, Any], asked: tuple[str, ...]) -> bytes:
+    timeout_s = options.timeout.total_seconds() if isinstance(options.timeout, timedelta) else options.timeout
+    retry = RetryTerms.of(options.retry) if options.retry else None
+    return RunMeta(metadata, timeout_s, retry, asked).encode()
+
+
+def _checked(given: Mapping[str, object], checks: Mapping[str, Callable[[object], object]]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in checks:
+            close = difflib.get_close_matches(name, checks, 1)
+            advice = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(checks)}"
+            raise InvalidOptionError(f"unknown option {name!r}; {advice}")
+        changes[name] = checks[name](value)
+    return changes
+
+
+def _queue(value: object) -> str:
+    return check_name("queue", value)
+
+
+def _priority(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -MAX_PRIORITY <= value <= MAX_PRIORITY:
+        raise InvalidOptionError(f"priority={value!r:.60}: give a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+    return int(value)
+
+
+def _one_of(option: str, *choices: str) -> Callable[[object], object]:
+    def check(value: object) -> object:
+        if value not in choices:
+            raise InvalidOptionError(f"{option}={value!r:.60}: give one of {', '.join(map(repr, choices))}")
+        return value
+
+    return check
+
+
+def _resource(value: object) -> str | None:
+    return None if value is None else check_key("resource", value)
+
+
+def _delay(value: object) -> timedelta:
+    return parse_duration(value, option="delay")
+
+
+def _timeout(value: object) -> timedelta | None:
+    return None if value is None else parse_positive_duration(value, option="timeout")
+
+
+def _start_at(value: object) -> datetime:
+    if not isinstance(value, datetime):
+        raise InvalidOptionError(f"start_at={value!r:.60}: give a datetime with a time zone")
+    if value.utcoffset() is None:
+        raise InvalidOptionError(f"start_at={value.isoformat()} has no time zone: give datetime(..., tzinfo=UTC)")
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidOptionError(f"start_at={value.isoformat()} is outside the years 1 to 9999 in UTC") from None
+
+
+def _retry(value: object) -> Retry:
+    if not isinstance(value, Retry):
+        raise InvalidOptionError(f"retry={value!r:.60}: give a Retry, or Retry.NEVER for one attempt")
+    if value.retry_on != (Exception,) or value.give_up_on:
+        raise InvalidOptionError("retry= of a request cannot name exception classes: put them where the handler is")
+    return value
+
+
+def _tags(value: object) -> tuple[str, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InvalidOptionError(f"tags={value!r:.60}: give a list of names")
+    tags = tuple(dict.fromkeys(check_name("tag", tag) for tag in cast("Sequence[object]", value)))
+    if len(tags) > MAX_TAGS:
+        raise InvalidOptionError(f"tags: {len(tags)} of them, the limit is {MAX_TAGS}; put the others into metadata")
+    return tags
+
+
+def _metadata(value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidOptionError(f"metadata={value!r:.60}: give a dict")
+    entries = dict(cast("Mapping[object, object]", value))
+    if not all(isinstance(name, str) for name in entries):
+        raise InvalidOptionError("metadata: its keys must be text, as a JSON object's are")
+    # Decoded at once: the request must not change with the mapping that it was made from.
+    return decode(encode(entries, where="metadata", limit=MAX_METADATA_BYTES), dict[str, Any], where="metadata")
+
+
+_CHECKS: Final[Mapping[str, Callable[[object], object]]] = {
+    "on_conflict": _one_of("on_conflict", "return", "return_any_input", "raise"),
+    "resource": _resource,
+    "queue": _queue,
+    "priority": _priority,
+    "delay": _delay,
+    "start_at": _start_at,
+    "timeout": _timeout,
+    "retry": _retry,
+    "tags": _tags,
+    "metadata": _metadata,
+    "singleton": _one_of("singleton", "raise", "return", "cancel_old"),
+}
+
+_ASKED: Final = frozenset({"queue", "priority", "timeout", "retry"})
+"""Those that may also come from a ref or a definition: of these it is noted where they come from."""
+
+_IN_META: Final = _ASKED | {"metadata"}

@@ -1,0 +1,126 @@
+"""Finds the place in a value that cannot be kept. Slow and thorough: only asked when something is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, Final, NamedTuple, TypeAlias, cast
+
+import msgspec
+
+from kedge.models import dump_model, is_model
+
+
+class Fault(NamedTuple):
+    """What cannot be kept, and where: `$.items[3]`."""
+
+    problem: str
+    path: str
+    too_deep: bool = False
+
+
+class _BadKey(NamedTuple):
+    problem: str
+
+
+_Parts: TypeAlias = Iterator[tuple[str, object]]
+_Encode: TypeAlias = Callable[[object], bytes]
+
+_SEQUENCES: Final = (list, tuple, set, frozenset, deque)
+
+
+def find_fault(value: object, encode: _Encode, *, max_depth: int) -> Fault | None:
+    """
+    Look at every part of a value and answer the first one that cannot be kept.
+
+    Args:
+        value: Any object; it may contain itself.
+        encode: What a part must pass to be kept; it may raise anything.
+        max_depth: What is nested deeper is a fault.
+    """
+    # A stack of our own: the value may be nested deeper than Python may call.
+    stack: list[_Parts] = [iter([("$", value)])]
+    path: list[str] = []
+    inside: list[int] = []
+    while stack:
+        step, part = next(stack[-1], ("", _END))
+        if part is _END:
+            stack.pop()
+            if path:
+                path.pop()
+                inside.pop()
+            continue
+        problem, parts = _look_at(part, encode)
+        if id(part) in inside:
+            problem = "contains itself"
+        elif parts is not None and len(stack) > max_depth:
+            return Fault(f"is nested deeper than {max_depth} levels", "".join((*path, step)), too_deep=True)
+        if problem:
+            return Fault(problem, "".join((*path, step)))
+        if parts is not None:
+            stack.append(parts)
+            path.append(step)
+            inside.append(id(part))
+    return None
+
+
+_END: Final = object()
+
+
+def _look_at(value: object, encode: _Encode) -> tuple[str | None, _Parts | None]:
+    """Answer what is wrong with the value itself, and its parts if it has any."""
+    if isinstance(value, _BadKey):
+        return value.problem, None
+    if value is msgspec.UNSET:
+        return None, None
+    try:
+        parts = _parts(dump_model(value) if is_model(type(value)) else value, encode)
+        if parts is not None:
+            return None, parts
+        encoded = encode(value)
+    except UnicodeEncodeError:
+        return "contains a lone surrogate", None
+    except RecursionError:
+        return "is nested too deep", None
+    except (TypeError, NotImplementedError):
+        return f"is a {type(value).__qualname__}, which cannot be kept", None
+    except Exception as error:  # noqa: BLE001  # whatever the value's own code raises
+        return f"cannot be encoded: {type(error).__qualname__}: {error}"[:300], None
+    plain: object = value.value if isinstance(value, Enum) else value
+    if encoded == b"null" and isinstance(plain, float):
+        return f"is {plain!r}, which JSON cannot hold", None
+    return None, None
+
+
+def _parts(value: object, encode: _Encode) -> _Parts | None:
+    if isinstance(value, str | int | float | Enum | None):
+        return None
+    if isinstance(value, dict):
+        return _items(cast("dict[object, object]", value), encode)
+    if isinstance(value, _SEQUENCES):
+        return ((f"[{i}]", part) for i, part in enumerate(cast("tuple[object, ...]", value)))
+    if isinstance(value, msgspec.Struct):
+        return _fields(value, value.__struct_fields__)
+    if dataclasses.is_dataclass(value):
+        return _fields(value, tuple(field.name for field in dataclasses.fields(value)))
+    attributes: tuple[Any, ...] | None = getattr(type(value), "__attrs_attrs__", None)
+    return None if attributes is None else _fields(value, tuple(attribute.name for attribute in attributes))
+
+
+def _items(value: dict[object, object], encode: _Encode) -> _Parts:
+    for key, part in value.items():
+        name = key if isinstance(key, str) else repr(key)
+        step = f".{name}" if name.isidentifier() else f"[{name[:40]!a}]"
+        try:
+            encode({key: 0})
+        except UnicodeEncodeError:
+            yield step, _BadKey("is a key with a lone surrogate")
+        except Exception:  # noqa: BLE001  # its own code may run, if only a subclass of int's
+            yield step, _BadKey(f"has a key of type {type(key).__qualname__}; keys must be text or numbers")
+        yield step, part
+
+
+def _fields(value: object, names: tuple[str, ...]) -> _Parts:
+    return ((f".{name}", getattr(value, name)) for name in names if hasattr(value, name))
