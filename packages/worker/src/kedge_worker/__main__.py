@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-import psycopg
-
 from kedge.errors import KedgeError, SchemaError, UsageError
 from kedge_worker import _migrator
+from kedge_worker._errors import PostgresError, TroubleError
 from kedge_worker._settings import database_url
 from kedge_worker._worker import Worker
 
@@ -43,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error, WRONG_SCHEMA)
     except UsageError as error:
         return _say(error, USAGE)
-    except psycopg.OperationalError as error:
+    except TroubleError as error:
         return _say(f"the database is not reached: {error}", UNREACHABLE)
-    except (KedgeError, psycopg.Error) as error:
+    except (KedgeError, PostgresError) as error:
         return _say(error, FAILED)
 
 

@@ -15,8 +15,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import psycopg
-
+from kedge_worker._errors import TroubleError
 from kedge_worker._leased_store import LOWEST, ClaimAnswer, ClaimRequest, Lane
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class Claimer:
                 continue
             try:
                 await self._sleep()
-            except psycopg.OperationalError as error:
+            except TroubleError as error:
                 _log.warning("claimer: %s", error)
                 await self._wait(random.uniform(0.2, 1))  # noqa: S311  # jitter
 

@@ -8,7 +8,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-import psycopg
+from kedge_worker._errors import PostgresError, TroubleError, does_not_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class Courier:
                 await self.sort_all()
                 if rang:  # perhaps by another worker's courier, for a run of ours; the beat is the backstop
                     await self.fetch_requests()
-            except psycopg.OperationalError as error:
+            except TroubleError as error:
                 _log.warning("courier: %s", error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
@@ -55,10 +55,10 @@ class Courier:
         while True:
             try:
                 done = await self._store.sort_inbox(limit)
-            except psycopg.OperationalError:
+            except TroubleError:
                 raise
-            except psycopg.Error as error:
-                if error.sqlstate is not None and error.sqlstate[:2] == "42":
+            except PostgresError as error:
+                if does_not_fit(error):
                     raise
                 if limit > 1:
                     limit //= 2  # down to the one letter that cannot be sorted

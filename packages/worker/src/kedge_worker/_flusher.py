@@ -14,9 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
-import psycopg
-
-from kedge_worker._pipeline import CutError
+from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_lease_lost, is_locked, is_temporary
 from kedge_worker._runs import Batch, LiveRun, Row
 from kedge_worker._signals import LeaseLostError
 
@@ -30,11 +28,6 @@ MAX_ROWS: Final = 500
 MAX_BYTES: Final = 8 * 1024 * 1024
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
-
-LEASE_LOST: Final = "KE001"
-_LOCKED: Final = "55P03"
-_REPEATABLE: Final = frozenset(("40001", "40P01"))
-_GONE: Final = frozenset(("25006", "55000", "57P01", "57P02", "57P03"))  # demoted, in recovery, going, starting
 
 
 class FlushEvents(Protocol):
@@ -60,7 +53,7 @@ class FlushEvents(Protocol):
         """These runs have left this worker: by their own move, or because somebody else owns them."""
         ...
 
-    def refused(self, run: LiveRun, error: psycopg.Error) -> None:
+    def refused(self, run: LiveRun, error: PostgresError) -> None:
         """The database refuses the data of this run, and of this run only."""
         ...
 
@@ -143,7 +136,7 @@ class Flusher:
 
         Raises:
             LeaseLostError: This worker's row is gone.
-            psycopg.Error: The schema or the privileges do not fit (class 42).
+            PostgresError: The schema or the privileges do not fit.
         """
         while not self._closing:
             self._wake.clear()
@@ -168,8 +161,8 @@ class Flusher:
         self._compare = False
         try:
             await self._events.reconnected()
-        except psycopg.Error as error:
-            if error.sqlstate == LEASE_LOST:
+        except PostgresError as error:
+            if is_lease_lost(error):
                 raise LeaseLostError from error
             _log.warning("journal: %s", error)
 
@@ -182,7 +175,7 @@ class Flusher:
         while batch.rows or batch.moves or claim is not None:
             try:
                 answer = await self._store.flush(batch, claim)
-            except psycopg.Error as error:
+            except PostgresError as error:
                 if claim is not None:
                     claim = None  # asked for again when this is over
                     self._events.unclaimed()
@@ -198,22 +191,21 @@ class Flusher:
                 self._events.claimed(answer.claim)
             claim = None
 
-    async def _after(self, error: psycopg.Error, batch: Batch, pause_s: float) -> Batch:
+    async def _after(self, error: PostgresError, batch: Batch, pause_s: float) -> Batch:
         """Deal with a refused or unanswered flush; answers what is still to be written."""
-        state = error.sqlstate
-        if state == LEASE_LOST:
+        if is_lease_lost(error):
             raise LeaseLostError from error
-        if isinstance(error, CutError) or state is None or state[:2] == "08" or state in _GONE:
+        if is_gone(error):
             _log.warning("journal: %s; reconnecting", error)
             await self._reconnect()
             return await self._settle_or_reconnect(batch)
-        if state == _LOCKED:
+        if is_locked(error):
             return await self._write_carefully(batch, pause_s)
-        if state in _REPEATABLE or state[:2] == "53" or state == "57014":
-            _log.warning("journal: %s (%s); repeating in %.2g s", error.diag.message_primary, state, pause_s)
+        if is_temporary(error):
+            _log.warning("journal: %s; repeating in %.2g s", error, pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
             return batch
-        if state[:2] == "42":
+        if does_not_fit(error):
             raise error
         return await self._narrow_down(error, batch)
 
@@ -223,11 +215,10 @@ class Flusher:
             try:
                 await self._store.connect()
                 await self._events.reconnected()
-            except (psycopg.Error, TimeoutError, OSError) as error:
-                state = getattr(error, "sqlstate", None)
-                if state == LEASE_LOST:
+            except (PostgresError, TimeoutError, OSError) as error:
+                if is_lease_lost(error):
                     raise LeaseLostError from error
-                if state is not None and state[:2] in ("42", "3F"):
+                if does_not_fit(error):
                     raise
                 _log.warning("journal: cannot reconnect: %s; next try in %.2g s", error, pause_s)
             else:
@@ -240,8 +231,8 @@ class Flusher:
         while True:
             try:
                 return await self._settle(batch)
-            except psycopg.Error as error:
-                if error.sqlstate is not None and error.sqlstate[:2] == "42":
+            except PostgresError as error:
+                if does_not_fit(error):
                     raise
                 _log.warning("journal: %s; reconnecting to settle", error)
                 await self._reconnect()
@@ -281,8 +272,8 @@ class Flusher:
             free = await self._store.lock_moving(batch)
             now, later = _split(batch, lambda run: run.claimed.id in free, only_moving=True)
             answer = await self._store.flush(now, None, only=free)
-        except psycopg.Error as error:
-            if error.sqlstate != _LOCKED:
+        except PostgresError as error:
+            if not is_locked(error):
                 return await self._after(error, batch, pause_s)
             # Not a run but the worker's own row, or a table: nothing can be written for the moment.
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
@@ -300,7 +291,7 @@ class Flusher:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
         return later
 
-    async def _narrow_down(self, error: psycopg.Error, batch: Batch) -> Batch:
+    async def _narrow_down(self, error: PostgresError, batch: Batch) -> Batch:
         """An error about data: halve the batch down to the one run that fails alone."""
         runs = _runs(batch)
         if len(runs) == 1:

@@ -16,12 +16,11 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
-import psycopg
-
 from kedge_worker._claimer import Claimer
 from kedge_worker._courier import Courier
+from kedge_worker._errors import PostgresError
 from kedge_worker._executor import Executor
-from kedge_worker._flusher import LEASE_LOST, Flusher
+from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
 from kedge_worker._leased_store import ClaimAnswer, ClaimRequest, LeasedStore
 from kedge_worker._listener import Listener
@@ -104,7 +103,7 @@ class Life:
         predecessor, an earlier life of this process, still holds is freed.
 
         Raises:
-            psycopg.Error: The database is not there, or does not fit.
+            PostgresError: The database is not there, or does not fit.
         """
         if predecessor is not None:
             await self.store.abandon(predecessor)
@@ -198,7 +197,7 @@ class Life:
         self.progress.set()
         self.claimer.slot_freed()
 
-    def refused(self, run: LiveRun, error: psycopg.Error) -> None:
+    def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.executor.fail(run, error)
 
     # ---- inside
@@ -244,15 +243,10 @@ class Life:
             self.executor.lose_all()
 
 
-def is_lease_lost(error: BaseException) -> bool:
-    """Whether this life is over, and a new one may begin."""
-    return isinstance(error, LeaseLostError) or (isinstance(error, psycopg.Error) and error.sqlstate == LEASE_LOST)
-
-
 async def _bounded(work: Coroutine[Any, Any, T], seconds: float) -> T | None:
     try:
         async with asyncio.timeout(seconds):
             return await work
-    except (TimeoutError, psycopg.Error, OSError) as error:
+    except (TimeoutError, PostgresError, OSError) as error:
         _log.warning("stopping: %s", error or "no answer from the database")
         return None

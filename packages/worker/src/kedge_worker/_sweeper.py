@@ -7,7 +7,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-import psycopg
+from kedge_worker._errors import TroubleError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ class Sweeper:
             try:
                 if self._may_take_back():
                     await self.sweep()
-            except psycopg.OperationalError as error:
+            except TroubleError as error:
                 _log.warning("sweeper: %s", error)
 
     async def sweep(self) -> int:

@@ -12,12 +12,11 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequ
 from types import TracebackType
 from typing import Any, Final, Self
 
-import psycopg
-
 from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, PrivilegesError, SchemaError
 from kedge.schema import SCHEMA_VERSION
-from kedge_worker._life import Life, is_lease_lost
+from kedge_worker._errors import PostgresError, TroubleError, does_not_fit, is_lease_lost, lacks_privileges
+from kedge_worker._life import Life
 from kedge_worker._migrator import check_schema
 from kedge_worker._registry import Registry, Workflow
 from kedge_worker._settings import WorkerSettings, make_settings
@@ -184,7 +183,7 @@ class Worker:
                 if self._started is not None and not self._started.done():
                     self._started.set_result(None)
                 await _first(stop.wait(), life.ended)
-            except (psycopg.OperationalError, TimeoutError, OSError) as error:
+            except (TroubleError, TimeoutError, OSError) as error:
                 _log.warning("worker: no database yet: %s; next try in %.2g s", error, pause_s)
             except BaseException as error:
                 if not is_lease_lost(error):
@@ -209,7 +208,7 @@ class Worker:
             await self._check_schema(life)
             await life.start(serve=False)
             yield life
-        except psycopg.Error as error:
+        except PostgresError as error:
             explained = _explained(error)
             if explained is error:
                 raise
@@ -242,11 +241,10 @@ class Worker:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """A psycopg error of class 42 says what is wrong with the database; say what to do."""
-    state = error.sqlstate if isinstance(error, psycopg.Error) else None
-    if state == "42501":
-        return PrivilegesError(f"this role may not do a worker's work: {error}", state)
-    if state is not None and (state[:2] in ("42", "3F")):
+    """An error that says what is wrong with the database, as one that says what to do."""
+    if lacks_privileges(error):
+        return PrivilegesError(f"this role may not do a worker's work: {error}", "42501")
+    if does_not_fit(error):
         return SchemaError(0, SCHEMA_VERSION, "kedge-worker migrate")
     return error
 
