@@ -50,9 +50,10 @@ from kedge.errors import (
     WaitTimeoutError,
     WrongThreadError,
 )
+from kedge.event_refs import EventMessage, EventRef
 from kedge.ids import new_run_id, run_id_time
 from kedge.options import OnConflict, RunOptions, Singleton
-from kedge.refs import EventMessage, EventRef, RunRequest, WorkflowRef
+from kedge.refs import RunRequest, WorkflowRef
 from kedge.retry import NonRetryable, Retry, RetryAfter
 from kedge.run_state import RunStatus
 

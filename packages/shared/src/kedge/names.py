@@ -62,6 +62,16 @@ def check_key(what: str, key: object) -> str:
     return check_name(what, key, limit=MAX_KEY_BYTES)
 
 
+def check_optional_key(what: str, key: object) -> str | None:
+    """
+    Do the same where None means that there is none.
+
+    Raises:
+        InvalidNameError: As `check_name`.
+    """
+    return None if key is None else check_key(what, key)
+
+
 def check_step_id(step_id: object) -> str:
     """
     Return the id of a step or wait, or refuse it.

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from kedge.durations import Duration, parse_duration, parse_positive_duration
 from kedge.errors import DomainError, InvalidOptionError
-from kedge.names import check_key, check_name
+from kedge.names import check_name, check_optional_key
 from kedge.retry import Retry
 from kedge.run_meta import RetryTerms, RunMeta
 from kedge.wire import decode, encode
@@ -157,7 +157,7 @@ def _one_of(option: str, *choices: str) -> Callable[[object], object]:
 
 
 def _resource(value: object) -> str | None:
-    return None if value is None else check_key("resource", value)
+    return check_optional_key("resource", value)
 
 
 def _delay(value: object) -> timedelta:

@@ -1,8 +1,8 @@
 """
-What services share: names of workflows and events with their types, without any handler.
+What services share: the names of workflows with their types, without any handler.
 
-Calling a workflow's ref makes a request, calling an event's ref a message: frozen values, checked where they are
-written, that a client, a handler or a bulk start can submit.
+Calling a ref makes a request: a frozen value, checked where it is written, that a client, a handler or a bulk start
+can submit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from kedge.errors import (
     DefinitionError,
     DomainError,
     ErrorInfo,
-    InvalidEventError,
     InvalidInputError,
     NotEncodableError,
 )
 from kedge.failures import check_domain_errors, domain_error
 from kedge.hashes import fingerprint, input_hash
-from kedge.names import VERSION_SIGN, check_key, check_name
+from kedge.names import VERSION_SIGN, check_key, check_name, check_optional_key
 from kedge.options import RefDefaults, RunOptions, StartOptions, ref_options, resolve
 from kedge.wire import Buffer, Decode, decoder, parser
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 # Invariant on purpose: a covariant input would let ref(3) pass as an input of Order | int.
 In = TypeVar("In")
-P = TypeVar("P")
 Out_co = TypeVar("Out_co", covariant=True)
 # The overloads that bind self must not use the class's own variables.
 I2 = TypeVar("I2")
@@ -76,7 +74,7 @@ class RunRequest(msgspec.Struct, Generic[Out_co], frozen=True, gc=False):
             UsageError: An option is unknown, out of its range, or excludes another one.
         """
         given: dict[str, Any] = {**options}
-        key = _check_key(given.pop("key")) if "key" in given else self.key
+        key = check_optional_key("key", given.pop("key")) if "key" in given else self.key
         return msgspec.structs.replace(self, key=key, options=resolve(self.options, given))
 
     def __repr__(self) -> str:
@@ -231,7 +229,7 @@ class WorkflowRef(Generic[In, Out_co]):
         """
         parsed, payload = self._parse_input(value)
         if "key" in options:
-            key = _check_key(options.pop("key"))
+            key = check_optional_key("key", options.pop("key"))
         else:
             key = None if self._key is None else self._make_key(self._key, parsed)
         return RunRequest(self, payload, key, resolve(self._options, options) if options else self._options)
@@ -332,117 +330,6 @@ class WorkflowRef(Generic[In, Out_co]):
     def __reduce__(self) -> tuple[Callable[..., WorkflowRef[Any, Any]], tuple[Any, ...]]:
         given = {"version": self._version, "raises": self._raises, **self._defaults}
         return _remake, (self._name, self._input_type, self._output_type, self._key, given)
-
-
-class EventMessage(msgspec.Struct, frozen=True, gc=False):
-    """An event that has not been sent: made by calling an event's ref, compared by value."""
-
-    ref: EventRef[Any]
-    payload: bytes
-    """The encoded payload."""
-    key: str | None = None
-    """Of two messages with one key, a run gets the first."""
-
-    @property
-    def event(self) -> str:
-        """The event's name."""
-        return self.ref.name
-
-    @property
-    def value(self) -> object:
-        """The parsed payload, as the handler will get it; decoded anew at each call."""
-        return self.ref.decode(self.payload)
-
-    def __repr__(self) -> str:
-        key = "" if self.key is None else f" key={self.key!r}"
-        return f"<EventMessage {self.ref.name}{key}>"
-
-    def __rich_repr__(self) -> Any:
-        yield self.ref.name
-        yield "key", self.key, None
-
-
-class EventRef(Generic[P]):
-    """The name of an event with the type of its payload. Refs are equal when their names are."""
-
-    __slots__ = ("__weakref__", "_decode", "_name", "_parse", "_payload_type")
-
-    @overload
-    def __init__(self: EventRef[None], name: str, /) -> None: ...
-    @overload
-    def __init__(self, name: str, payload: type[P], /) -> None: ...
-    @overload
-    def __init__(self, name: str, payload: TypeForm[P], /) -> None: ...
-    def __init__(self, name: str, payload: Any = None, /) -> None:
-        """
-        Check and keep what services must agree on.
-
-        Raises:
-            InvalidNameError: The name is refused.
-            DefinitionError: The type cannot be read back.
-        """
-        self._name = check_name("event", name)
-        self._payload_type = payload
-        try:
-            self._decode: Decode[P] = decoder(payload)
-            self._parse = parser(payload, where=f"payload of event {name!r}", error=InvalidEventError)
-        except DefinitionError as error:
-            raise DefinitionError(f"event {name!r}: {error.problem}") from error
-
-    @overload
-    def __call__(self: EventRef[None], /, *, key: str | None = None) -> EventMessage: ...
-    @overload
-    def __call__(self, payload: P, /, *, key: str | None = None) -> EventMessage: ...
-    def __call__(self, payload: Any = None, /, *, key: str | None = None) -> EventMessage:
-        """
-        Make a message: check the payload against the type and encode what the handler will get.
-
-        Args:
-            payload: What happened.
-            key: Repeats with the same key are dropped, for the life of the run; up to 255 bytes.
-
-        Raises:
-            InvalidEventError: The payload does not fit; `.path` names the field.
-            NotEncodableError: It cannot be kept: NaN, a lone surrogate, a cycle, an unknown type.
-            TooLargeError: It has more than 1 MiB, or more than 128 levels.
-            InvalidNameError: The key is refused.
-        """
-        return EventMessage(self, self._parse(payload)[1], _check_key(key))
-
-    @property
-    def name(self) -> str:
-        """What a send and a wait must agree on."""
-        return self._name
-
-    @property
-    def payload_type(self) -> Any:
-        """None when there is no payload."""
-        return self._payload_type
-
-    def decode(self, payload: Buffer) -> P:
-        """
-        Read a stored payload.
-
-        Raises:
-            NotDecodableError: It does not fit the ref's type, which has changed since.
-        """
-        return self._decode(payload, where=f"payload of event {self._name!r}")
-
-    def __eq__(self, other: object) -> bool:
-        return self._name == other._name if isinstance(other, EventRef) else NotImplemented
-
-    def __hash__(self) -> int:
-        return hash((EventRef, self._name))
-
-    def __repr__(self) -> str:
-        return f"<EventRef {self._name}>"
-
-    def __reduce__(self) -> tuple[Callable[..., EventRef[Any]], tuple[Any, ...]]:
-        return EventRef, (self._name, self._payload_type)
-
-
-def _check_key(key: object) -> str | None:
-    return None if key is None else check_key("key", key)
 
 
 def _remake(name: str, input_type: Any, output_type: Any, key: Any, given: dict[str, Any]) -> WorkflowRef[Any, Any]:

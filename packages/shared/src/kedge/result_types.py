@@ -90,20 +90,22 @@ _ANNOTATE: Final = "annotate the function's result or give output="
 
 def _unwrap(function: Any) -> Any:
     """Go inwards to what carries the annotation."""
-    while True:
+    # Bounded, for objects that answer every attribute with another one of their kind.
+    for _ in range(100):
         kind: Any = cast("Any", type(function))
         if issubclass(kind, functools.partial):
             function = function.func
         elif isinstance(function, types.MethodType):
             function = function.__func__
         elif isinstance(function, type):
-            return function
+            break
         elif hasattr(function, "__wrapped__"):
             function = function.__wrapped__
         elif not inspect.isroutine(function) and hasattr(kind, "__call__"):  # noqa: B004  # the type's own
             function = kind.__call__
         else:
-            return function
+            break
+    return function
 
 
 def _result_of(function: Any) -> Any:

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, over
 import msgspec
 
 from kedge.errors import (
-    DefinitionError,
     InvalidInputError,
     NotDecodableError,
     NotEncodableError,
     PayloadError,
     TooLargeError,
 )
-from kedge.models import ModelFieldError, dump_model, is_readable, load_model, model_schema
+from kedge.models import ModelFieldError, dump_model, load_model
 from kedge.payload_faults import Fault, find_fault
+from kedge.payload_types import check_payload_type
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -199,7 +199,7 @@ def parse_input(value: object, type_: Any, *, where: str, limit: int = MAX_PAYLO
 
 @lru_cache(maxsize=4096)
 def _decoder(type_: Any) -> Decode[Any]:
-    _check_type(type_)
+    check_payload_type(type_)
     decode_json = msgspec.json.Decoder(type_, dec_hook=load_model).decode
     decode_msgpack = msgspec.msgpack.Decoder(type_, dec_hook=load_model).decode
 
@@ -225,42 +225,6 @@ def _is_hashable(type_: object) -> bool:
     except TypeError:
         return False
     return True
-
-
-class _UnknownTypeError(Exception):
-    pass
-
-
-def _schema(type_: type[Any]) -> dict[str, Any]:
-    if not is_readable(type_):
-        raise _UnknownTypeError(f"{type_.__module__}.{type_.__qualname__}")
-    return model_schema(type_)
-
-
-def _check_type(type_: Any) -> None:
-    """Refuse what would only fail when the first value comes back."""
-    if isinstance(type_, str):
-        raise DefinitionError(f"the type {type_!r} is a text: give the type itself")
-    try:
-        msgspec.json.Decoder(type_)
-    except NameError as error:
-        raise DefinitionError(f"{_name(type_)}: {error}; move its import out of `if TYPE_CHECKING:`") from error
-    except Exception as error:
-        remedy = "; give each Struct a tag (msgspec: tag=True)" if "union" in str(error) else ""
-        raise DefinitionError(f"{_name(type_)} cannot be a payload: {error}{remedy}") from error
-    try:
-        msgspec.json.schema(type_, schema_hook=_schema)
-    except _UnknownTypeError as error:
-        raise DefinitionError(
-            f"{_name(type_)} cannot be a payload: {error} is no type that can be read back; "
-            "use a msgspec Struct, dataclass, TypedDict, builtin or pydantic model"
-        ) from error
-    except Exception:  # noqa: BLE001, S110  # not every type that can be decoded has a schema
-        pass
-
-
-def _name(type_: Any) -> str:
-    return type_.__qualname__ if isinstance(type_, type) else str(type_)
 
 
 def _depth(body: bytes) -> int:
