@@ -1,4 +1,11 @@
-"""The SQL of every move that needs a lease, in the order of a run's life. Parameters are numbered and binary."""
+"""
+The SQL of every move that needs a lease, in the order of a run's life. Parameters are numbered and binary.
+
+Plans are made once and kept, often while the tables are empty and every way costs the same; so there must be only one.
+A correlated EXISTS ends in OFFSET 0: it is neither turned into a join nor into a hash of the whole table. A run that is
+looked up by id is compared with its owner by IS NOT DISTINCT FROM, without its state: as a condition of an index the
+owner finds all runs of the worker, dead entries included.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,10 @@ BEAT: Final = """
     with beat as (
         update kedge.workers set lease_until = clock_timestamp() + lease where id = %(worker)s returning id)
     select beat.id, r.id, r.epoch, r.request::text, r.reason
-      from beat left join kedge.runs r on r.worker_id = beat.id and r.state = 'r' and r.request is not null
+      from beat
+      left join lateral (
+           select * from kedge.runs r
+            where r.worker_id = beat.id and r.state = 'r' and r.request is not null offset 0) r on true
 """
 
 # ---- claim ------------------------------------------------------------------------------------------------------
@@ -61,7 +71,7 @@ CLAIM: Final = """
         select r.id from kedge.runs r
          where r.id = any (array(select id from picked))
            and (r.state = 'p' or r.state = 'w' and r.due_at <= kedge.clock())
-           and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind = 'x')
+           and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind = 'x' offset 0)
            for update of r skip locked),
     claimed as (
         update kedge.runs r
@@ -96,7 +106,7 @@ KEEP: Final = """
            as x(run_id, seq, epoch, took_ms, kind, key, value, meta)
      cross join lateral (
            select 1 from kedge.runs r
-            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id = $1::uuid and r.state = 'r' offset 0) fence
+            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
     on conflict do nothing
 """
 
@@ -110,7 +120,7 @@ RELEASE: Final = "select kedge.release_runs($1::uuid, $2::uuid[], $3::int[], $4:
 # The careful form of a flush begins with this: the moving runs that nobody else has locked.
 LOCK_MOVING: Final = """
     select r.id from kedge.runs r
-     where r.id = any ($2::uuid[]) and r.worker_id = $1::uuid and r.state = 'r'
+     where r.id = any ($2::uuid[]) and r.worker_id is not distinct from $1::uuid
        for update skip locked
 """
 
@@ -127,10 +137,12 @@ SETTLE_ROWS: Final = """
 
 # Where these runs stand: live with an owner or without, or ended (state null).
 SETTLE_RUNS: Final = """
-    select r.id, r.epoch, r.worker_id = $1::uuid and r.state = 'r'
-      from kedge.runs r where r.id = any ($2::uuid[])
-    union all
-    select f.id, f.epoch, null from kedge.finished f where f.id = any ($2::uuid[])
+    select s.*
+      from unnest($2::uuid[]) as i(id)
+     cross join lateral (
+           (select r.id, r.epoch, r.worker_id is not distinct from $1::uuid from kedge.runs r where r.id = i.id offset 0)
+           union all
+           (select f.id, f.epoch, null from kedge.finished f where f.id = i.id offset 0)) s
 """
 
 TAKE_OVER_JOURNAL: Final = "select kedge.take_over_journal($1::uuid, $2::int, $3::timestamptz)"
@@ -151,12 +163,13 @@ KEEP_TRANSACTION: Final = """
     insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
     select r.id, kedge.instant(), %(seq)s, r.epoch, %(took_ms)s, 't', %(key)s, %(value)s, ''
       from (select id, epoch from kedge.runs
-             where id = %(run)s and epoch = %(epoch)s and worker_id = %(worker)s and state = 'r' for no key update) r
+             where id = %(run)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s
+               for no key update) r
 """
 
 LOCK_RUN: Final = """
     select 1 from kedge.runs
-     where id = %(run)s and epoch = %(epoch)s and worker_id = %(worker)s and state = 'r' for no key update
+     where id = %(run)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s for no key update
 """
 
 SETTLE_TRANSACTION: Final = "select epoch from kedge.journal where run_id = %(run)s and seq = %(seq)s"

@@ -9,8 +9,8 @@ begin
     for v_row in
         with taken as (
             delete from kedge.watchers
-             where (run_id, channel) in (select w.run_id, w.channel from kedge.watchers w
-                                          where w.run_id = any (p_runs) for update skip locked)
+             where ctid = any (array(select w.ctid from kedge.watchers w
+                                      where w.run_id = any (p_runs) for update skip locked))
             returning run_id, channel),
         numbered as (select channel, run_id, (row_number() over (partition by channel) - 1) / 200 as page from taken)
         select channel, string_agg(run_id::text, ',') as runs from numbered group by channel, page

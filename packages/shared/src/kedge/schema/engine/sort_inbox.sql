@@ -31,7 +31,8 @@ begin
     -- cancel: a run at rest goes through the exit door, a running one is asked
     ended := array(select r.id from kedge.runs r
                     where r.id = any (v_locked) and r.state <> 'r'
-                      and exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind = 'x' and i.seq = any (v_seqs)));
+                      and exists (select 1 from kedge.inbox i
+                                   where i.run_id = r.id and i.kind = 'x' and i.seq = any (v_seqs) offset 0));
     perform kedge.end_runs(
         null, array_agg(r.id), array_agg(r.epoch), array_agg('x'::text), array_agg(null::bytea), array_agg(null::bytea),
         array_agg((select i.reason from kedge.inbox i where i.run_id = r.id and i.kind = 'x' order by i.seq limit 1)),
@@ -42,7 +43,8 @@ begin
            set request = 'x',
                reason = (select i.reason from kedge.inbox i where i.run_id = r.id and i.kind = 'x' order by i.seq limit 1)
          where r.id = any (v_locked) and r.state = 'r' and r.request is distinct from 'x'
-           and exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind = 'x' and i.seq = any (v_seqs))
+           and exists (select 1 from kedge.inbox i
+                        where i.run_id = r.id and i.kind = 'x' and i.seq = any (v_seqs) offset 0)
         returning r.worker_id)
     select coalesce(array_agg(distinct a.worker_id), '{}') into owners from asked a;
 
@@ -50,7 +52,7 @@ begin
     -- a locked row must not look like its absence).
     delete from kedge.inbox i
      where i.seq = any (v_seqs)
-       and (i.run_id = any (v_locked) or not exists (select 1 from kedge.runs r where r.id = i.run_id));
+       and (i.run_id = any (v_locked) or not exists (select 1 from kedge.runs r where r.id = i.run_id offset 0));
     get diagnostics sorted = row_count;
     remaining := exists (select 1 from kedge.inbox);
     return next;

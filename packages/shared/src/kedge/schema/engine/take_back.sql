@@ -41,7 +41,8 @@ begin
            epoch = r.epoch + 1, since = kedge.instant(), seq = nextval('kedge.runs_seq'),
            next_seq = greatest(r.next_seq, (select coalesce(max(j.seq), 0) + 1 from kedge.journal j where j.run_id = r.id)),
            crashes = case when v_worker.leaving then r.crashes
-                          when exists (select 1 from kedge.journal j where j.run_id = r.id and j.epoch = r.epoch) then 0
+                          when exists (select 1 from kedge.journal j
+                                        where j.run_id = r.id and j.epoch = r.epoch offset 0) then 0
                           else least(r.crashes + 1, 32767) end
      where r.id = any (v_ids) and r.worker_id = v_worker.id;
 

@@ -70,14 +70,16 @@ create table kedge.finished (
     key         text collate "C",
     reason      text,
     output      bytea,
-    error       bytea,
-    primary key (id)
+    error       bytea
 );
 
 create index finished_workflow on kedge.finished (workflow, id);
 create index finished_status on kedge.finished (status, id) where status <> 'c';
 create index finished_resource on kedge.finished (resource, id) where resource is not null;
 create index finished_parent on kedge.finished (parent_id, id) where parent_id is not null;
+-- Last: while the table is empty all ways cost the same, the planner takes the newest index that knows the column, and
+-- keeps the plan. (workflow, id) knows it too, and would be read from one end to the other for every id.
+alter table kedge.finished add primary key (id);
 
 -- Letters that nobody has sorted yet. CACHE 1: the order of the sequence is the order of arrival.
 create sequence kedge.inbox_seq as bigint cache 1;
