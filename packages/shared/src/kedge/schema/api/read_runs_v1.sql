@@ -17,11 +17,12 @@ language sql stable as $$
      where p_resource is null or a.resource = p_resource
 $$;
 
--- Only what a waiting client needs: one row a run that exists; output and error only once it has ended.
+-- Only what a waiting client needs: one row a run that exists; output and error only once it has ended. One call serves
+-- many waiters with different scopes, so the resource is an answer here, not a filter.
 create or replace function kedge.results_v1(p_ids uuid[])
-returns table (id uuid, status text, reason text, output bytea, error bytea)
+returns table (id uuid, status text, resource text, reason text, output bytea, error bytea)
 language sql stable as $$
-    select a.id, a.status, a.reason, a.output, a.error
+    select a.id, a.status, a.resource, a.reason, a.output, a.error
       from unnest(p_ids) as i(id)
      cross join lateral (select * from kedge.all_runs a where a.id = i.id offset 0) a
 $$;

@@ -1,7 +1,8 @@
 -- Starts one run; only inserts, so it may stand in any transaction at any isolation level.
 -- The id is made by the caller before the first try: a repeat answers as the first did (journal seq 0 stays after the
 -- end and is the guard). A taken key answers with the run that holds it: created = false, and conflict says
--- 'exists' (p_on_conflict = 'raise') or 'input' (same key, other input or other resource). p_strict raises instead.
+-- 'exists' (p_on_conflict = 'raise') or 'input' (same key, other input or other resource). p_strict raises instead;
+-- the error's detail is the refused id and, unless it is of another resource, the id of the run that holds the key.
 create or replace function kedge.start_run_v1(
     p_id uuid, p_workflow text, p_queue text, p_priority int, p_input bytea, p_meta bytea,
     p_key text, p_key_hash bytea, p_on_conflict text, p_resource text, p_delay_s double precision,
@@ -59,7 +60,7 @@ begin
                     raise exception using errcode = case conflict when 'input' then 'KE002' else 'KE003' end,
                         message = 'key ' || quote_literal(p_key) || ' of workflow ' || p_workflow || ' is taken'
                             || case conflict when 'input' then ' by a run with another input' else '' end,
-                        detail = coalesce(run_id::text, '');
+                        detail = concat_ws(' ', p_id, run_id);
                 end if;
                 return next;
                 return;

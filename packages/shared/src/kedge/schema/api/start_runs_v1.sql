@@ -1,10 +1,11 @@
 -- Starts many runs of one shape (workflow, queue, priority, time) in one statement; keys, resources and metas are
 -- arrays, null where no run of the batch has one. Answers only the runs that were not simply created: their place in
--- the batch (from 1) and what start_run_v1 says of them.
+-- the batch (from 1) and what start_run_v1 says of them. p_strict raises at the first conflict, so that a transaction
+-- of many batches is all or nothing without a round trip for the decision.
 create or replace function kedge.start_runs_v1(
     p_ids uuid[], p_workflow text, p_queue text, p_priority int, p_inputs bytea[], p_metas bytea[],
     p_keys text[], p_key_hashes bytea[], p_on_conflict text, p_resources text[], p_delay_s double precision,
-    p_start_at timestamptz, p_tags text[]
+    p_start_at timestamptz, p_tags text[], p_strict boolean
 ) returns table (place int, run_id uuid, created boolean, status text, conflict text)
 language plpgsql as $$
 #variable_conflict use_column
@@ -24,7 +25,7 @@ begin
                      order by b.key nulls last offset 0) b
              cross join lateral kedge.start_run_v1(
                    b.id, p_workflow, p_queue, p_priority, b.input, b.meta, b.key, b.hash, p_on_conflict, b.resource,
-                   p_delay_s, p_start_at, p_tags, false) s
+                   p_delay_s, p_start_at, p_tags, p_strict) s
              where not (s.created and s.status in ('pending', 'waiting'));
         return;
     end if;

@@ -1,0 +1,344 @@
+"""The async client: the public face of what the core executes. Its twin is _sync, which has the same names."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar
+from uuid import UUID
+
+from kedge.durations import Duration
+from kedge.errors import InvalidOptionError
+from kedge.ids import parse_run_id
+from kedge.names import check_key
+from kedge.refs import RunRequest, WorkflowRef
+from kedge.run_state import RunStatus
+from kedge_client import _calls as calls
+from kedge_client._async_connections import AsyncConnection, AsyncPool, LentAsyncConnections, OwnAsyncConnections
+from kedge_client._async_core import AsyncCore
+from kedge_client._calls import ManyStarts
+from kedge_client._handles import AsyncRunHandle
+from kedge_client._pages import MAX_LIMIT, filters, narrowed, place, workflow_name
+from kedge_client._requests import check_reason, new_start, started
+from kedge_client._run_refs import RunRef, run_id_of
+from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
+from kedge_client._start_statement import StartStatement
+from kedge_client._views import Page, RunView, StepView
+
+Out = TypeVar("Out")
+
+
+class AsyncClient:
+    """
+    Starts runs and reads what became of them. Belongs to the event loop of its first use; its twin is `Client`.
+
+    `AsyncClient(pool)` borrows connections and never opens or closes the pool; `AsyncClient.connect()` has a few of its own.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncPool | Callable[[], AbstractAsyncContextManager[AsyncConnection]],
+        /,
+        *,
+        schema: str | None = None,
+        timeout: Duration = "10s",
+        listen: bool = True,
+        wake: bool = True,
+    ) -> None:
+        """
+        Use connections of a pool, for one round trip each.
+
+        Args:
+            pool: Anything with `connection()`, such as psycopg_pool.AsyncConnectionPool, or a function that answers such a
+                context manager.
+            schema: Of kedge's tables; KEDGE_SCHEMA, else "kedge".
+            timeout: How long a call may wait for an answer of the database, before it is tried again or given up.
+            listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler.
+            wake: Whether starts wake a sleeping worker; else it finds them at its next poll.
+        """
+        settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake)
+        self._core = AsyncCore(LentAsyncConnections(pool, settings.schema), settings)
+        self._resource: str | None = None
+
+    @classmethod
+    def connect(
+        cls,
+        dsn: str | None = None,
+        /,
+        *,
+        max_connections: int = 4,
+        schema: str | None = None,
+        timeout: Duration = "10s",
+        listen: bool = True,
+        wake: bool = True,
+    ) -> AsyncClient:
+        """
+        Make a client with connections of its own, which are opened when they are needed.
+
+        Args:
+            dsn: Where the database is; KEDGE_DATABASE_URL, DATABASE_URL, or libpq's own variables.
+            max_connections: 1 to 100, without the one that listens.
+            schema: Of kedge's tables; KEDGE_SCHEMA, else "kedge".
+            timeout: How long a statement may take (statement_timeout); two seconds later the socket is closed.
+            listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler:
+                then nothing is prepared either, and no option is set.
+            wake: Whether starts wake a sleeping worker; else it finds them at its next poll.
+
+        Raises:
+            UsageError: The DSN cannot be read, or an option is out of range.
+        """
+        settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake)
+        connections = OwnAsyncConnections(
+            own_conninfo(resolve_dsn(dsn), settings),
+            settings.schema,
+            maximum=check_max_connections(max_connections),
+            prepares=listen,
+        )
+        return cls._of(AsyncCore(connections, settings), None)
+
+    @classmethod
+    def _of(cls, core: AsyncCore, resource: str | None) -> AsyncClient:
+        client = cls.__new__(cls)
+        client._core = core
+        client._resource = resource
+        return client
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the client's own connections and its listener; a scoped view's client with it."""
+        await self._core.close()
+
+    def scoped(self, resource: str, /) -> AsyncClient:
+        """
+        Return a view of the client that sees and starts only runs of this resource.
+
+        What is of another one looks exactly like what does not exist.
+
+        Raises:
+            InvalidNameError: It cannot be a resource's id.
+            InvalidOptionError: This client is scoped to another one.
+        """
+        if self._resource not in {None, check_key("resource", resource)}:
+            raise InvalidOptionError("the client is scoped to another resource: scope the one that it was made from")
+        return self._of(self._core, resource)
+
+    async def start(self, request: RunRequest[Out], /, *, conn: AsyncConnection | None = None) -> AsyncRunHandle[Out]:
+        """
+        Start a run.
+
+        Args:
+            request: ref(input, ...).
+            conn: A psycopg connection: the run exists if and only if its transaction commits. For other drivers see
+                `start_statement`.
+
+        Raises:
+            InputConflictError: The key is taken by a run with another input.
+            RunExistsError: The key is taken, and on_conflict says "raise".
+            UsageError: The request or `conn` cannot be used; nothing was sent.
+            TransactionStateError: The transaction of `conn` is lost.
+            UnavailableError: The database was not reached: nothing was started.
+            OutcomeUnknownError: The database did not answer: the run may have been started.
+        """
+        one = new_start(request, self._resource)
+        wake = self._core.settings.wake
+        if conn is None:
+            found = await self._core.call(calls.start(one, wake=wake))
+        else:
+            found = started(one, (await self._core.execute_in(conn, calls.start_here(one, wake=wake)))[0][0])
+        return AsyncRunHandle(
+            self._core, request.ref, found.run_id, resource=self._resource, created=found.created, conn=conn
+        )
+
+    async def start_many(
+        self, requests: Iterable[RunRequest[Out]], /, *, conn: AsyncConnection | None = None
+    ) -> list[AsyncRunHandle[Out]]:
+        """
+        Start many runs in one transaction: all or none.
+
+        Args:
+            requests: Of any workflows; the handles come in their order.
+            conn: As for `start`.
+
+        Raises:
+            KedgeError: As `start`.
+        """
+        starts = [new_start(request, self._resource) for request in requests]
+        if not starts:
+            return []
+        many = ManyStarts(starts, wake=self._core.settings.wake)
+        if conn is None:
+            found = await self._core.call(many.call())
+        else:
+            found = many.read(await self._core.execute_in(conn, many.here(), explain=many.explain))
+        return [
+            AsyncRunHandle(
+                self._core, start.request.ref, one.run_id, resource=self._resource, created=one.created, conn=conn
+            )
+            for start, one in zip(starts, found, strict=True)
+        ]
+
+    def start_statement(self, request: RunRequest[Out], /) -> StartStatement[Out]:
+        """
+        Return the start as text and values, for connections of SQLAlchemy, Django or asyncpg.
+
+        Raises:
+            UsageError: The request cannot be used.
+        """
+        return StartStatement(new_start(request, self._resource), self._core.settings)
+
+    def handle(self, ref: WorkflowRef[Any, Out], run: UUID | str, /) -> AsyncRunHandle[Out]:
+        """
+        Return a handle of a run that was started elsewhere. Whether it exists is not looked at.
+
+        Raises:
+            InvalidOptionError: It is no id of a run.
+        """
+        return AsyncRunHandle(self._core, ref, parse_run_id(run), resource=self._resource)
+
+    async def result(self, ref: WorkflowRef[Any, Out], run: UUID | str, /, *, timeout: Duration | None = None) -> Out:
+        """Wait for a run that was started elsewhere, as a handle's `result` does."""
+        return await self.handle(ref, run).result(timeout)
+
+    async def cancel(
+        self, run: RunRef, /, *, reason: str | None = None, conn: AsyncConnection | None = None
+    ) -> RunStatus:
+        """
+        Ask for a run's end, and return its status as it was when asked. Repeats are harmless.
+
+        A run that nobody executes ends when a worker sorts the letter; one that is executed is cancelled in its worker.
+
+        Args:
+            run: A handle, a view or an id.
+            reason: For people; up to 4,000 characters.
+            conn: As for `start`.
+
+        Raises:
+            InvalidRunStateError: It has completed or failed.
+            RunNotFoundError: There is no such run.
+        """
+        run_id, said, wake = run_id_of(run), check_reason(reason), self._core.settings.wake
+        if conn is None:
+            return await self._core.call(calls.cancel(run_id, resource=self._resource, reason=said, wake=wake))
+        commands = calls.cancel_here(run_id, resource=self._resource, reason=said, wake=wake)
+        return calls.cancelled(run_id, (await self._core.execute_in(conn, commands))[0])
+
+    async def get(self, run: RunRef, /) -> RunView:
+        """
+        Return all that there is to see of a run.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        return await self._core.call(calls.get(run_id_of(run), resource=self._resource))
+
+    async def last(self, ref: WorkflowRef[Any, Any], /, *, resource: str | None = None) -> RunView | None:
+        """Return the workflow's newest run, of a resource if one is given; None if there is none."""
+        found = narrowed(filters(workflow=ref, resource=resource), self._resource)
+        return await self._core.call(calls.last(workflow_name(ref), resource=found.resource)) if found else None
+
+    async def steps(self, run: RunRef, /) -> list[StepView]:
+        """
+        Return what is kept of a run's steps, in the order in which their outcomes reached the handler.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        return await self._core.call(calls.steps(run_id_of(run), resource=self._resource))
+
+    async def list_runs(
+        self,
+        *,
+        workflow: WorkflowRef[Any, Any] | str | None = None,
+        status: RunStatus | Sequence[RunStatus] | None = None,
+        resource: str | None = None,
+        parent: RunRef | None = None,
+        tag: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[RunView]:
+        """
+        Return a page of runs, newest first, without their payloads.
+
+        Args:
+            workflow: A ref, or a name; without a version every version is meant.
+            status: One or several.
+            resource: The entity that the runs belong to.
+            parent: The run that started them.
+            tag: One of their tags.
+            since: Started then or later, by the clock of the client that started them.
+            until: Started before.
+            limit: 1 to 200.
+            cursor: `next_cursor` or `prev_cursor` of a page with the same filters.
+
+        Raises:
+            InvalidOptionError: A limit out of range, a cursor of another list, an unknown status.
+        """
+        asked = filters(
+            workflow=workflow,
+            status=status,
+            resource=resource,
+            parent=None if parent is None else run_id_of(parent),
+            tag=tag,
+            since=since,
+            until=until,
+        )
+        where = place(asked, limit=limit, cursor=cursor)
+        found = narrowed(asked, self._resource)
+        return await self._core.call(calls.list_page(asked, found, where)) if found else Page([])
+
+    async def iter_runs(
+        self,
+        *,
+        workflow: WorkflowRef[Any, Any] | str | None = None,
+        status: RunStatus | Sequence[RunStatus] | None = None,
+        resource: str | None = None,
+        parent: RunRef | None = None,
+        tag: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[RunView]:
+        """Walk all pages of `list_runs`, newest first. Runs started meanwhile are not met."""
+        cursor: str | None = None
+        while True:
+            page = await self.list_runs(
+                workflow=workflow,
+                status=status,
+                resource=resource,
+                parent=parent,
+                tag=tag,
+                since=since,
+                until=until,
+                limit=MAX_LIMIT,
+                cursor=cursor,
+            )
+            for view in page.items:
+                yield view
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def count_runs(
+        self,
+        *,
+        workflow: WorkflowRef[Any, Any] | str | None = None,
+        status: RunStatus | Sequence[RunStatus] | None = None,
+        resource: str | None = None,
+        tag: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> int:
+        """Count runs, exactly: with a long history narrow it down."""
+        asked = filters(workflow=workflow, status=status, resource=resource, tag=tag, since=since, until=until)
+        found = narrowed(asked, self._resource)
+        return await self._core.call(calls.count(found)) if found else 0

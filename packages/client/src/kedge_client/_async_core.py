@@ -1,0 +1,165 @@
+"""Executes calls for the async client: connections, tries, other people's transactions, waits. Its twin is _sync_core."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Final, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg import waiting
+from psycopg.rows import tuple_row
+
+from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableError
+from kedge_client import _calls as calls
+from kedge_client._async_connections import AsyncConnection, AsyncConnections
+from kedge_client._attempts import Attempts
+from kedge_client._calls import Call, Explain, Rows
+from kedge_client._failures import Fate, fate, refusal_in_transaction
+from kedge_client._lent import check_callers, is_in_transaction
+from kedge_client._results import ResultRow, Wait
+from kedge_client._round_trip import Answer, Command, Row
+from kedge_client._settings import ClientSettings
+from kedge_client._waiting_room import Waiter, WaitingRoom
+
+T = TypeVar("T")
+
+# How often psycopg's wait looks up, for our deadline.
+INTERVAL_S: Final = 0.1
+
+
+class AsyncCore:
+    """What a client and its scoped views share. Belongs to the event loop of its first use."""
+
+    def __init__(self, connections: AsyncConnections, settings: ClientSettings) -> None:
+        self.settings = settings
+        self._connections = connections
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._room: WaitingRoom | None = None
+
+    async def call(self, call: Call[T]) -> T:
+        """
+        Execute a call on a connection of the client's, as often as it takes and is allowed.
+
+        Raises:
+            UnavailableError: Nothing was done.
+            OutcomeUnknownError: A write may have been done.
+            KedgeError: What the database refused.
+        """
+        self._check_loop()
+        attempts = Attempts(timeout_s=self.settings.timeout_s, writes=call.writes, schema=self.settings.schema)
+        while True:
+            until = attempts.answer_by()
+            try:
+                link = await self._connections.take(until)
+            except (psycopg.OperationalError, UnavailableError) as error:
+                await asyncio.sleep(attempts.not_sent(error))
+                continue
+            answers: list[Answer] = []
+            cut: psycopg.OperationalError | None = None
+            try:
+                await waiting.wait_async(
+                    link.round_trip(call.transactions(), answers, until), link.fileno, interval=INTERVAL_S
+                )
+            except psycopg.OperationalError as error:
+                link.cut()
+                cut = error
+            except BaseException:
+                # An answer on its way would be taken for that of the next call.
+                link.cut()
+                raise
+            else:
+                if answers[0].error is not None and fate(answers[0].error) in {Fate.NOT_DONE, Fate.UNKNOWN}:
+                    link.cut()
+            finally:
+                await self._connections.put(link)
+            error = attempts.error_of(answers, cut, unreplicated=link.unreplicated)
+            if error is None:
+                return call.read(answers[0].rows)
+            await asyncio.sleep(attempts.failed(error, call.explain))
+
+    async def execute_in(
+        self, conn: AsyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
+    ) -> list[Rows]:
+        """
+        Execute statements in a caller's transaction: no commit, no rollback of it, no second try.
+
+        Args:
+            conn: The caller's.
+            commands: What to execute.
+            explain: Knows errors that only this call can have. If given, the statements are all or nothing, and the
+                caller's transaction survives such an error.
+
+        Raises:
+            InvalidOptionError: No psycopg connection.
+            TransactionStateError: The transaction is lost.
+            OutcomeUnknownError: The connection is in autocommit mode, in no transaction, and broke.
+            KedgeError: What the database refused.
+        """
+        check_callers(conn, psycopg.AsyncConnection)
+        commits_itself = conn.autocommit and not is_in_transaction(conn)
+        try:
+            async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
+                if explain is None and not commits_itself:
+                    return [await self._rows(cursor, command) for command in commands]
+                if not conn.autocommit and not is_in_transaction(conn):
+                    # Opens the caller's transaction, as any first statement does: the block below must not commit it.
+                    await cursor.execute(b"select 1")
+                async with conn.transaction():
+                    return [await self._rows(cursor, command) for command in commands]
+        except psycopg.Error as error:
+            if commits_itself and fate(error) is Fate.UNKNOWN:
+                raise OutcomeUnknownError("the connection of conn= broke before the database answered") from error
+            explained = explain(error) if explain is not None else None
+            raise explained or refusal_in_transaction(error, self.settings.schema) from error
+
+    async def _rows(self, cursor: psycopg.AsyncCursor[Row], command: Command) -> Rows:
+        statement, values = command
+        text = statement.pyformat(self.settings.schema).encode()
+        await cursor.execute(text, dict(zip(statement.parameters, values, strict=True)))
+        return await cursor.fetchall()
+
+    async def result(self, wait: Wait[T]) -> T:
+        """Wait for a run's end."""
+        self._check_loop()
+        if wait.looks_first:
+            must_exist = wait.must_exist()
+            row = next(iter(await self.call(calls.results([wait.run_id]))), None)
+            if wait.is_over(row, must_exist=must_exist) and row is not None:
+                return wait.value(row)
+        waiter = Waiter(wait.run_id, must_exist=wait.must_exist())
+        try:
+            async with asyncio.timeout(wait.remaining_s()) as limit:
+                row = await self._waiting_room().wait(waiter)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise wait.time_is_up(waiter.status) from None
+        return wait.value(row)
+
+    async def close(self) -> None:
+        """Close what the client has opened."""
+        if self._room is not None:
+            await self._room.close()
+        await self._connections.close()
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise ClosedClientError("the client belongs to another event loop: make one in each")
+
+    def _waiting_room(self) -> WaitingRoom:
+        if self._room is None:
+            self._room = WaitingRoom(
+                schema=self.settings.schema,
+                look=self._look,
+                conninfo=self._connections.conninfo if self.settings.listen else None,
+                timeout_s=self.settings.timeout_s,
+            )
+        return self._room
+
+    async def _look(self, ids: list[UUID]) -> list[ResultRow]:
+        return await self.call(calls.results(ids))

@@ -1,0 +1,87 @@
+"""A connection as the client uses it: round trips, whether it still lives, and how it is cut."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from os import dup
+from typing import Any, Final, Generic, TypeVar
+
+import psycopg
+from psycopg import errors, pq
+
+from kedge_client._round_trip import Answer, Transaction, Waiting, bounded, round_trip
+
+C = TypeVar("C", "psycopg.Connection[Any]", "psycopg.AsyncConnection[Any]")
+
+# The server has committed, but it stopped waiting for the standby that would survive its loss.
+_UNREPLICATED: Final = "canceling wait for synchronous replication"
+
+
+class Link(Generic[C]):
+    """
+    One connection in autocommit mode, used by one call at a time.
+
+    Args:
+        conn: Its owner opens and closes it.
+        schema: The schema's name.
+        prepares: Whether statements may be prepared; not on connections that are lent or stand behind a pooler.
+    """
+
+    __slots__ = ("_prepared", "_schema", "conn", "fileno", "unreplicated")
+
+    def __init__(self, conn: C, schema: str, *, prepares: bool) -> None:
+        self.conn = conn
+        self.fileno = conn.fileno()
+        self.unreplicated = False
+        """A commit of the last round trip is on this server only."""
+        self._schema = schema
+        self._prepared: set[bytes] | None = set() if prepares else None
+        conn.add_notice_handler(self._notice)
+
+    def round_trip(self, transactions: Sequence[Transaction], answers: list[Answer], until: float) -> Waiting:
+        """Make the generator of one round trip that ends at `until` of the monotonic clock; for psycopg's `waiting`."""
+        self.unreplicated = False
+        return bounded(round_trip(self.conn.pgconn, self._schema, transactions, answers, self._prepared), until)
+
+    def is_alive(self) -> bool:
+        """
+        Tell whether the connection still stands, as far as this machine has been told.
+
+        Asked before each use: what was closed while it lay idle must not make the outcome of a start unknown.
+        """
+        pgconn = self.conn.pgconn
+        if pgconn.status != pq.ConnStatus.OK:
+            return False
+        try:
+            # The server says something of its own accord when it changes a setting or says goodbye.
+            while _is_readable(self.fileno):
+                pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def cut(self) -> None:
+        """Close the socket at once, whatever is under way."""
+        # Shut down first: libpq wants to say goodbye, and a silent server must not keep us waiting for that.
+        with suppress(OSError), socket.socket(fileno=dup(self.fileno)) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+        self.conn.pgconn.finish()
+
+    def let_go(self) -> None:
+        """Leave the connection as it was lent."""
+        self.conn.remove_notice_handler(self._notice)
+
+    def _notice(self, diagnostic: errors.Diagnostic) -> None:
+        if _UNREPLICATED in (diagnostic.message_primary or ""):
+            self.unreplicated = True
+
+
+def _is_readable(fileno: int) -> bool:
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(fileno, select.POLLIN)
+        return bool(poll.poll(0))
+    return bool(select.select((fileno,), (), (), 0)[0])

@@ -1,0 +1,149 @@
+"""
+One round trip on a connection of libpq: transactions out, each closed by its own Sync, answers back.
+
+A generator, so that the sync and the async client drive the same text. libpq's pipeline mode is used directly, because
+psycopg's pipeline costs three times the processor time and hides which of several transactions an error belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from time import monotonic
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import psycopg
+from psycopg import errors, generators, pq
+from psycopg.pq.abc import PGconn, PGresult
+
+from kedge_client._statements import Statement
+
+_DONE: Final = frozenset((pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK))
+_SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
+
+Waiting: TypeAlias = Generator[Any, Any, Any]
+"""What psycopg's `waiting` drives: yields what it waits for, is sent what is ready."""
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Command(NamedTuple):
+    """One execution of a statement with its values."""
+
+    statement: Statement
+    values: Sequence[Any]
+
+
+Transaction: TypeAlias = Iterable[Command]
+"""Commands that commit together. May be a generator: libpq sends every 8 KiB, so the server begins while we build on."""
+
+
+class Answer:
+    """What a transaction was answered: rows of each of its commands, or the first error. Complete once `closed`."""
+
+    __slots__ = ("closed", "error", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[list[Row]] = []
+        self.error: psycopg.Error | None = None
+        self.closed = False
+
+
+class NoAnswerError(psycopg.OperationalError):
+    """The server was silent for too long."""
+
+
+def round_trip(
+    pgconn: PGconn, schema: str, transactions: Sequence[Transaction], answers: list[Answer], prepared: set[bytes] | None
+) -> Waiting:
+    """
+    Send all transactions, then read their answers, in order.
+
+    A transaction that fails says so in its answer and stops none of the others. When the connection breaks, this raises
+    psycopg.OperationalError, and `answers` holds what had come: a closed answer without error has been committed.
+
+    Args:
+        pgconn: Idle, and of nobody else meanwhile.
+        schema: The schema's name.
+        transactions: What to send.
+        answers: Where the answers go.
+        prepared: Names of the statements that this connection has prepared; grows. None prepares nothing, for
+            connections that are not ours or stand behind a pooler.
+    """
+    pgconn.enter_pipeline_mode()
+    expected: list[list[Statement | None]] = []
+    for transaction in transactions:
+        statements: list[Statement | None] = []
+        for statement, values in transaction:
+            if prepared is None:
+                pgconn.send_query_params(
+                    statement.libpq(schema), statement.encode(values), None, statement.formats, result_format=1
+                )
+            else:
+                if statement.name not in prepared:
+                    pgconn.send_prepare(statement.name, statement.libpq(schema))
+                    prepared.add(statement.name)
+                    statements.append(None)
+                pgconn.send_query_prepared(statement.name, statement.encode(values), statement.formats, result_format=1)
+            statements.append(statement)
+        pgconn.pipeline_sync()
+        expected.append(statements)
+    yield from generators.send(pgconn)
+    for statements in expected:
+        answer = Answer()
+        answers.append(answer)
+        yield from _receive(pgconn, statements, answer, prepared)
+    pgconn.exit_pipeline_mode()
+
+
+def _receive(
+    pgconn: PGconn, statements: list[Statement | None], answer: Answer, prepared: set[bytes] | None
+) -> Waiting:
+    position = 0
+    while True:
+        results: list[PGresult] = yield from generators.fetch_many(pgconn)
+        if not results:
+            raise psycopg.OperationalError("the server's answers do not match what it was asked")
+        result = results[0]
+        if result.status == _SYNC:
+            # Only now has it been committed: an error can still come between the last command and this.
+            answer.closed = True
+            return
+        statement = statements[position] if position < len(statements) else None
+        if result.status in _DONE:
+            if statement is not None:
+                columns = range(result.nfields)
+                answer.rows.append(
+                    [
+                        statement.decode([result.get_value(row, column) for column in columns])
+                        for row in range(result.ntuples)
+                    ]
+                )
+        else:
+            if answer.error is None and result.status == pq.ExecStatus.FATAL_ERROR:
+                answer.error = errors.error_from_result(result, encoding="utf-8")
+            if prepared is not None and statement is None and position + 1 < len(statements):
+                follower = statements[position + 1]
+                if follower is not None:
+                    prepared.discard(follower.name)
+        position += 1
+
+
+def bounded(generator: Waiting, until: float) -> Waiting:
+    """
+    Give up on a silent server at a time of the monotonic clock.
+
+    The drivers send a falsy "ready" each tenth of a second. Cancelling the statement would be no remedy: a server that
+    does not answer does not answer that either.
+
+    Raises:
+        NoAnswerError: The time was up; the connection is in the middle of something and must be closed.
+    """
+    try:
+        wanted = next(generator)
+        while True:
+            ready = yield wanted
+            if not ready and monotonic() >= until:
+                raise NoAnswerError("the server did not answer in time")
+            wanted = generator.send(ready)
+    except StopIteration as stop:
+        return stop.value

@@ -1,0 +1,112 @@
+"""Where the database is, and how the client's own connections are made: pure, from arguments and environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from kedge.durations import Duration, parse_positive_duration
+from kedge.errors import InvalidOptionError
+from kedge.schema import check_schema_name
+
+DSN_VARIABLES: Final = ("KEDGE_DATABASE_URL", "DATABASE_URL")
+SCHEMA_VARIABLE: Final = "KEDGE_SCHEMA"
+MAX_CONNECTIONS: Final = 100
+
+# "postgresql+psycopg://" is SQLAlchemy's way to name a driver; libpq knows nothing of it.
+_SCHEME: Final = re.compile(r"postgres(?:ql)?(?:\+\w+)?://", re.IGNORECASE)
+
+
+class ClientSettings(msgspec.Struct, frozen=True):
+    """What a client was told about its way of working."""
+
+    schema: str
+    timeout_s: float
+    """How long a statement may take; the server stops it then."""
+    listen: bool
+    """Whether results are pushed. Off, the client sends nothing that a transaction pooler would mind."""
+    wake: bool
+    """Whether starts ring the doorbell."""
+
+
+def client_settings(*, schema: str | None, timeout: Duration, listen: bool, wake: bool) -> ClientSettings:
+    """
+    Check what was given, and take the rest from the environment.
+
+    Raises:
+        InvalidOptionError: The schema's name cannot be one.
+        InvalidDurationError: The timeout is none, or zero.
+    """
+    name = schema if schema is not None else os.environ.get(SCHEMA_VARIABLE) or "kedge"
+    timeout_s = parse_positive_duration(timeout, option="timeout").total_seconds()
+    return ClientSettings(schema=check_schema_name(name), timeout_s=timeout_s, listen=listen, wake=wake)
+
+
+def check_max_connections(max_connections: int) -> int:
+    """
+    Return how many connections a client may open.
+
+    Raises:
+        InvalidOptionError: Not 1 to 100.
+    """
+    if type(max_connections) is not int or not 1 <= max_connections <= MAX_CONNECTIONS:
+        raise InvalidOptionError(f"max_connections must be 1 to {MAX_CONNECTIONS}, not {ascii(max_connections)[:40]}")
+    return max_connections
+
+
+def resolve_dsn(dsn: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """
+    Return the DSN that was given, or the environment's, in libpq's form.
+
+    Empty when there is none: libpq then goes by its own variables (PGHOST, PGSERVICE ...).
+
+    Raises:
+        InvalidOptionError: It cannot be read. The message does not repeat it: it may hold a password.
+    """
+    if dsn is not None and not isinstance(dsn, str):
+        raise InvalidOptionError(f"a DSN is text, not a {type(dsn).__name__}; a pool goes to the constructor")
+    origin = "the DSN"
+    if dsn is None:
+        origin, dsn = next(((name, environment[name]) for name in DSN_VARIABLES if environment.get(name)), (origin, ""))
+    dsn = _SCHEME.sub("postgresql://", dsn, count=1) if _SCHEME.match(dsn) else dsn
+    try:
+        conninfo_to_dict(dsn)
+    except (psycopg.Error, UnicodeError):
+        raise InvalidOptionError(
+            f"{origin} cannot be read: write postgresql://user:password@host:5432/database or 'host=... dbname=...'"
+        ) from None
+    return dsn
+
+
+def own_conninfo(dsn: str, settings: ClientSettings) -> str:
+    """
+    Return the DSN with what a client's own connections add; what it says itself stays.
+
+    `statement_timeout` makes the server give up; keepalives and `tcp_user_timeout` find a dead network; a server that
+    is alive and silent is found by the client's own deadline, since neither of them can.
+    """
+    given = conninfo_to_dict(dsn)
+    added: dict[str, str | int] = {
+        "application_name": "kedge-client",
+        "connect_timeout": 5,
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": round((settings.timeout_s + 5) * 1000),
+    }
+    if "PGAPPNAME" in os.environ:
+        del added["application_name"]
+    if "PGCONNECT_TIMEOUT" in os.environ:
+        del added["connect_timeout"]
+    kept = {name: value for name, value in added.items() if name not in given}
+    if settings.listen:
+        # What was given comes last and wins. Poolers refuse options at the start of a session.
+        options = given.get("options") or os.environ.get("PGOPTIONS") or ""
+        kept["options"] = f"-c statement_timeout={round(settings.timeout_s * 1000)} {options}".rstrip()
+    return make_conninfo(dsn, **kept)

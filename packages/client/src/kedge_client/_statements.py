@@ -1,0 +1,257 @@
+"""
+Every statement that a client sends: one-line calls of the api functions, in the order of a run's life.
+
+One text each, written with `{name}` where a value goes. From it come libpq's form ($1), psycopg's (%(name)s) and
+SQLAlchemy's (:name); `cast(... as type)` and not `::type`, because SQLAlchemy's text() stumbles over colons.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Final
+
+from kedge import schema as kedge_schema
+from kedge_client._binary import DECODERS, ENCODERS
+
+_PLACE: Final = re.compile(r"\{(\w+)\}")
+
+
+class Statement:
+    """A statement with typed parameters and columns. It names no schema: that goes in when the text is asked for."""
+
+    def __init__(self, name: str, text: str, parameters: dict[str, str], columns: Sequence[str]) -> None:
+        self.name = name.encode()
+        """Under which a connection prepares it."""
+        self.text = text
+        self.parameters = parameters
+        """Name -> type, in the order in which values are given."""
+        self.formats = [1] * len(parameters)
+        self._encoders = [ENCODERS[kind] for kind in parameters.values()]
+        self._decoders = [DECODERS[kind] for kind in columns]
+
+    def libpq(self, schema: str) -> bytes:
+        """Return the text with $1, $2, as bytes."""
+        return _libpq(self, schema)
+
+    def numbered(self, schema: str) -> str:
+        """Return the text with $1, $2."""
+        places = {name: f"${place}" for place, name in enumerate(self.parameters, 1)}
+        return self._written(schema, places.__getitem__)
+
+    def pyformat(self, schema: str) -> str:
+        """Return the text with %(name)s."""
+        return _pyformat(self, schema)
+
+    def named(self, schema: str) -> str:
+        """Return the text with :name."""
+        return self._written(schema, lambda name: f":{name}")
+
+    def encode(self, values: Sequence[Any]) -> list[bytes | None]:
+        """Turn values, in the order of the parameters, into what libpq sends."""
+        return [None if value is None else encode(value) for encode, value in zip(self._encoders, values, strict=True)]
+
+    def decode(self, row: Sequence[bytes | None]) -> tuple[Any, ...]:
+        """Turn a row into values."""
+        return tuple([None if data is None else decode(data) for decode, data in zip(self._decoders, row, strict=True)])
+
+    def _written(self, schema: str, place: Callable[[str], str]) -> str:
+        text = _PLACE.sub(lambda found: f"cast({place(found[1])} as {self.parameters[found[1]]})", self.text)
+        return kedge_schema.render(text, schema)
+
+
+# A statement has no equality of its own, so these remember each by itself, for each schema.
+@cache
+def _libpq(statement: Statement, schema: str) -> bytes:
+    return statement.numbered(schema).encode()
+
+
+@cache
+def _pyformat(statement: Statement, schema: str) -> str:
+    return statement._written(schema, lambda name: f"%({name})s")  # noqa: SLF001  # same module
+
+
+_START_PARAMETERS: Final = {
+    "id": "uuid",
+    "workflow": "text",
+    "queue": "text",
+    "priority": "int4",
+    "input": "bytea",
+    "meta": "bytea",
+    "key": "text",
+    "key_hash": "bytea",
+    "on_conflict": "text",
+    "resource": "text",
+    "delay_s": "float8",
+    "start_at": "timestamptz",
+    "tags": "text[]",
+    "strict": "bool",
+}
+_START_COLUMNS: Final = ("uuid", "bool", "text", "text")
+_START_CALL: Final = f"kedge.start_run_v1({', '.join(f'{{{name}}}' for name in _START_PARAMETERS)})"
+
+START: Final = Statement(
+    "start", f"select r.run_id, r.created, r.status, r.conflict from {_START_CALL} r", _START_PARAMETERS, _START_COLUMNS
+)
+
+# For a caller's own transaction: one round trip, and the doorbell rings if and when the caller commits.
+START_AND_RING: Final = Statement(
+    "start_and_ring",
+    "select r.run_id, r.created, r.status, r.conflict,"
+    " case when r.created and r.status = 'pending' then kedge.ring_on_commit_v1({queue}, {workflow}) end"
+    f" from {_START_CALL} r",
+    _START_PARAMETERS,
+    (*_START_COLUMNS, "void"),
+)
+
+_START_MANY_PARAMETERS: Final = {
+    "ids": "uuid[]",
+    "workflow": "text",
+    "queue": "text",
+    "priority": "int4",
+    "inputs": "bytea[]",
+    "metas": "bytea[]",
+    "keys": "text[]",
+    "key_hashes": "bytea[]",
+    "on_conflict": "text",
+    "resources": "text[]",
+    "delay_s": "float8",
+    "start_at": "timestamptz",
+    "tags": "text[]",
+    "strict": "bool",
+}
+START_MANY: Final = Statement(
+    "start_many",
+    "select r.place, r.run_id, r.created, r.status, r.conflict"
+    f" from kedge.start_runs_v1({', '.join(f'{{{name}}}' for name in _START_MANY_PARAMETERS)}) r",
+    _START_MANY_PARAMETERS,
+    ("int4", *_START_COLUMNS),
+)
+
+_RING_PARAMETERS: Final = {"queue": "text", "workflow": "text"}
+
+# Always behind the Sync of what there is to do: NOTIFY holds one lock of the whole server across a commit's flush.
+RING: Final = Statement("ring", "select kedge.ring_v1({queue}, {workflow})", _RING_PARAMETERS, ("void",))
+
+RING_ON_COMMIT: Final = Statement(
+    "ring_on_commit", "select kedge.ring_on_commit_v1({queue}, {workflow})", _RING_PARAMETERS, ("void",)
+)
+
+_CANCEL_PARAMETERS: Final = {"letter": "uuid", "run": "uuid", "resource": "text", "reason": "text"}
+_CANCEL_CALL: Final = "kedge.cancel_run_v1({letter}, {run}, {resource}, {reason})"
+
+CANCEL: Final = Statement(
+    "cancel", f"select r.accepted, r.status from {_CANCEL_CALL} r", _CANCEL_PARAMETERS, ("bool", "text")
+)
+
+# Everybody can sort a letter, so it rings for any queue and workflow.
+CANCEL_AND_RING: Final = Statement(
+    "cancel_and_ring",
+    "select r.accepted, r.status, case when r.accepted then kedge.ring_on_commit_v1(null, null) end"
+    f" from {_CANCEL_CALL} r",
+    _CANCEL_PARAMETERS,
+    ("bool", "text", "void"),
+)
+
+RESULTS: Final = Statement(
+    "results",
+    "select r.id, r.status, r.resource, r.reason, r.output, r.error from kedge.results_v1({ids}) r",
+    {"ids": "uuid[]"},
+    ("uuid", "text", "text", "text", "bytea", "bytea"),
+)
+
+WATCH: Final = Statement(
+    "watch", "select kedge.watch_v1({ids}, {channel})", {"ids": "uuid[]", "channel": "text"}, ("void",)
+)
+
+UNWATCH: Final = Statement(
+    "unwatch", "select kedge.unwatch_v1({ids}, {channel})", {"ids": "uuid[]", "channel": "text"}, ("void",)
+)
+
+_RUN_COLUMNS: Final = {
+    "id": "uuid",
+    "workflow": "text",
+    "status": "text",
+    "queue": "text",
+    "priority": "int4",
+    "resource": "text",
+    "key": "text",
+    "parent_id": "uuid",
+    "attempt": "int4",
+    "crashes": "int4",
+    "epoch": "int4",
+    "created_at": "timestamptz",
+    "started_at": "timestamptz",
+    "since": "timestamptz",
+    "due_at": "timestamptz",
+    "deadline_at": "timestamptz",
+    "ended_at": "timestamptz",
+    "request": "text",
+    "reason": "text",
+    "meta": "bytea",
+    "tags": "text[]",
+    "input": "bytea",
+    "output": "bytea",
+    "error": "bytea",
+}
+_WITH_PAYLOADS: Final = ", ".join(f"g.{name}" for name in _RUN_COLUMNS)
+# A page of 200 runs could hold 400 MiB of them.
+_WITHOUT_PAYLOADS: Final = _WITH_PAYLOADS.replace("g.input, g.output,", "null, null,")
+
+GET: Final = Statement(
+    "get",
+    f"select {_WITH_PAYLOADS} from kedge.get_runs_v1({{ids}}, {{resource}}) g",
+    {"ids": "uuid[]", "resource": "text"},
+    tuple(_RUN_COLUMNS.values()),
+)
+
+LAST: Final = Statement(
+    "last",
+    f"select {_WITH_PAYLOADS} from kedge.get_runs_v1(kedge.list_run_ids_v1("
+    "{workflow}, null, {resource}, null, null, null, null, 1, null, false), null) g",
+    {"workflow": "text", "resource": "text"},
+    tuple(_RUN_COLUMNS.values()),
+)
+
+LIST: Final = Statement(
+    "list",
+    f"select {_WITHOUT_PAYLOADS} from kedge.get_runs_v1(kedge.list_run_ids_v1("
+    "{workflow}, {statuses}, {resource}, {parent}, {tag}, {since}, {until}, {limit}, {after}, {backward}), null) g"
+    " order by g.id desc",
+    {
+        "workflow": "text",
+        "statuses": "text[]",
+        "resource": "text",
+        "parent": "uuid",
+        "tag": "text",
+        "since": "timestamptz",
+        "until": "timestamptz",
+        "limit": "int4",
+        "after": "uuid",
+        "backward": "bool",
+    },
+    tuple(_RUN_COLUMNS.values()),
+)
+
+COUNT: Final = Statement(
+    "count",
+    "select kedge.count_runs_v1({workflow}, {statuses}, {resource}, {tag}, {since}, {until})",
+    {
+        "workflow": "text",
+        "statuses": "text[]",
+        "resource": "text",
+        "tag": "text",
+        "since": "timestamptz",
+        "until": "timestamptz",
+    },
+    ("int8",),
+)
+
+STEPS: Final = Statement(
+    "steps",
+    "select s.seq, s.key, s.kind, s.at, s.took_ms, s.epoch, s.value, s.meta from kedge.steps_v1({run}, {resource}) s"
+    " order by s.seq",
+    {"run": "uuid", "resource": "text"},
+    ("int4", "text", "text", "timestamptz", "int4", "int4", "bytea", "bytea"),
+)

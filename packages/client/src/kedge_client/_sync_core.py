@@ -1,0 +1,147 @@
+"""Executes calls for the sync client: connections, tries, other people's transactions, waits. Its twin is _async_core."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import Final, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg import waiting
+from psycopg.rows import tuple_row
+
+from kedge.errors import OutcomeUnknownError, UnavailableError
+from kedge_client import _calls as calls
+from kedge_client._attempts import Attempts
+from kedge_client._calls import Call, Explain, Rows
+from kedge_client._failures import Fate, fate, refusal_in_transaction
+from kedge_client._lent import check_callers, is_in_transaction
+from kedge_client._results import ResultRow, Wait
+from kedge_client._round_trip import Answer, Command, Row
+from kedge_client._settings import ClientSettings
+from kedge_client._sync_connections import SyncConnection, SyncConnections
+from kedge_client._waiting_thread import WaitingThread
+
+T = TypeVar("T")
+
+# How often psycopg's wait looks up, for signals and for our deadline.
+INTERVAL_S: Final = 0.1
+
+
+class SyncCore:
+    """What a client and its scoped views share."""
+
+    def __init__(self, connections: SyncConnections, settings: ClientSettings) -> None:
+        self.settings = settings
+        self._connections = connections
+        self._lock = threading.Lock()
+        self._thread: WaitingThread | None = None
+
+    def call(self, call: Call[T]) -> T:
+        """
+        Execute a call on a connection of the client's, as often as it takes and is allowed.
+
+        Raises:
+            UnavailableError: Nothing was done.
+            OutcomeUnknownError: A write may have been done.
+            KedgeError: What the database refused.
+        """
+        attempts = Attempts(timeout_s=self.settings.timeout_s, writes=call.writes, schema=self.settings.schema)
+        while True:
+            until = attempts.answer_by()
+            try:
+                link = self._connections.take(until)
+            except (psycopg.OperationalError, UnavailableError) as error:
+                time.sleep(attempts.not_sent(error))
+                continue
+            answers: list[Answer] = []
+            cut: psycopg.OperationalError | None = None
+            try:
+                waiting.wait(link.round_trip(call.transactions(), answers, until), link.fileno, interval=INTERVAL_S)
+            except psycopg.OperationalError as error:
+                link.cut()
+                cut = error
+            except BaseException:
+                # An answer on its way would be taken for that of the next call.
+                link.cut()
+                raise
+            else:
+                if answers[0].error is not None and fate(answers[0].error) in {Fate.NOT_DONE, Fate.UNKNOWN}:
+                    link.cut()
+            finally:
+                self._connections.put(link)
+            error = attempts.error_of(answers, cut, unreplicated=link.unreplicated)
+            if error is None:
+                return call.read(answers[0].rows)
+            time.sleep(attempts.failed(error, call.explain))
+
+    def execute_in(
+        self, conn: SyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
+    ) -> list[Rows]:
+        """
+        Execute statements in a caller's transaction: no commit, no rollback of it, no second try.
+
+        Args:
+            conn: The caller's.
+            commands: What to execute.
+            explain: Knows errors that only this call can have. If given, the statements are all or nothing, and the
+                caller's transaction survives such an error.
+
+        Raises:
+            InvalidOptionError: No psycopg connection.
+            TransactionStateError: The transaction is lost.
+            OutcomeUnknownError: The connection is in autocommit mode, in no transaction, and broke.
+            KedgeError: What the database refused.
+        """
+        check_callers(conn, psycopg.Connection)
+        commits_itself = conn.autocommit and not is_in_transaction(conn)
+        try:
+            with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
+                if explain is None and not commits_itself:
+                    return [self._rows(cursor, command) for command in commands]
+                if not conn.autocommit and not is_in_transaction(conn):
+                    # Opens the caller's transaction, as any first statement does: the block below must not commit it.
+                    cursor.execute(b"select 1")
+                with conn.transaction():
+                    return [self._rows(cursor, command) for command in commands]
+        except psycopg.Error as error:
+            if commits_itself and fate(error) is Fate.UNKNOWN:
+                raise OutcomeUnknownError("the connection of conn= broke before the database answered") from error
+            explained = explain(error) if explain is not None else None
+            raise explained or refusal_in_transaction(error, self.settings.schema) from error
+
+    def _rows(self, cursor: psycopg.Cursor[Row], command: Command) -> Rows:
+        statement, values = command
+        text = statement.pyformat(self.settings.schema).encode()
+        return cursor.execute(text, dict(zip(statement.parameters, values, strict=True))).fetchall()
+
+    def result(self, wait: Wait[T]) -> T:
+        """Wait for a run's end."""
+        if wait.looks_first:
+            must_exist = wait.must_exist()
+            row = next(iter(self.call(calls.results([wait.run_id]))), None)
+            if wait.is_over(row, must_exist=must_exist) and row is not None:
+                return wait.value(row)
+        return wait.value(self._waiting_thread().wait(wait))
+
+    def close(self) -> None:
+        """Close what the client has opened."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.close()
+        self._connections.close()
+
+    def _waiting_thread(self) -> WaitingThread:
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            with self._lock:
+                thread = self._thread
+                if thread is None or not thread.is_alive():
+                    thread = self._thread = WaitingThread(self.settings, self._look, self._connections.conninfo)
+        return thread
+
+    def _look(self, ids: list[UUID]) -> list[ResultRow]:
+        return self.call(calls.results(ids))

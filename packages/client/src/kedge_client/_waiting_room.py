@@ -1,0 +1,287 @@
+"""
+Where everybody sits who waits for a run's end: one listener for all of them, or one polling query.
+
+Pushed: register the ids, look, then wait to be told and look again. Whoever ends a run takes the registrations after
+the commit, so either the look sees the end or the end sees the registration. Both are unlogged and told without an
+acknowledgement, so there is a look at all of them every five seconds too, and everything again after a reconnect.
+Works on one event loop; the sync client gives it a thread with a loop of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from time import monotonic
+from typing import Final
+from uuid import UUID, uuid4
+
+import psycopg
+
+from kedge.errors import ClosedClientError, KedgeError, RunNotFoundError, UnavailableError
+from kedge.run_state import TERMINAL, RunStatus
+from kedge_client._async_connections import AsyncLink
+from kedge_client._failures import first_line
+from kedge_client._link import Link
+from kedge_client._results import ResultRow
+from kedge_client._round_trip import Answer, Command, Transaction
+from kedge_client._statements import RESULTS, UNWATCH, WATCH, Statement
+
+BACKSTOP_S: Final = 5.0
+"""How often the listener looks at all runs that are waited for, told or not."""
+FIRST_POLL_S: Final = 0.1
+LAST_POLL_S: Final = 2.0
+LISTEN_AGAIN_S: Final = 1.0
+"""How long to poll before the next attempt to listen."""
+BATCH: Final = 1000
+"""Ids in one look."""
+
+_log: Final = logging.getLogger("kedge_client")
+
+
+class Waiter:
+    """One who waits for one run."""
+
+    __slots__ = ("ended", "must_exist", "run_id", "status")
+
+    def __init__(self, run_id: UUID, *, must_exist: bool) -> None:
+        self.run_id = run_id
+        self.must_exist = must_exist
+        """False while the transaction that starts the run may still be open."""
+        self.status: RunStatus | None = None
+        """As the last look saw it."""
+        self.ended: asyncio.Future[ResultRow] = asyncio.get_running_loop().create_future()
+
+
+Look = Callable[[list[UUID]], Awaitable[list[ResultRow]]]
+
+
+class WaitingRoom:
+    """
+    The waiters of one client.
+
+    Args:
+        schema: The schema's name.
+        look: One query for the results of these runs, on a connection of the client's.
+        conninfo: How the listener gets its connection; None: poll.
+        timeout_s: How long the server may take to answer.
+    """
+
+    def __init__(
+        self, *, schema: str, look: Look, conninfo: Callable[[], Awaitable[str]] | None, timeout_s: float
+    ) -> None:
+        self._schema = schema
+        self._look = look
+        self._conninfo = conninfo
+        self._timeout_s = timeout_s
+        self._channel = f"kedge_c_{uuid4().hex}"
+        self._waiters: dict[UUID, list[Waiter]] = {}
+        self._fresh: set[UUID] = set()
+        """Not registered yet."""
+        self._told: set[UUID] = set()
+        """Ended, says a notification."""
+        self._registered: set[UUID] = set()
+        """In the database, for all we know."""
+        self._wake = asyncio.Event()
+        self._server: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def wait(self, waiter: Waiter) -> ResultRow:
+        """
+        Wait until the run has ended. Cancelling the wait touches nothing else.
+
+        Raises:
+            RunNotFoundError: It must exist and does not, or it has been removed.
+            ClosedClientError: The client was closed meanwhile.
+        """
+        if self._closed:
+            raise ClosedClientError("the client is closed")
+        if self._server is None or self._server.done():
+            self._server = asyncio.create_task(self._serve(), name="kedge results")
+        run_id = waiter.run_id
+        self._waiters.setdefault(run_id, []).append(waiter)
+        self._fresh.add(run_id)
+        self._wake.set()
+        try:
+            return await waiter.ended
+        finally:
+            others = self._waiters.get(run_id, [])
+            if waiter in others:
+                others.remove(waiter)
+            if not others:
+                self._waiters.pop(run_id, None)
+                self._fresh.discard(run_id)
+
+    async def close(self) -> None:
+        """End the listener; whoever still waits gets ClosedClientError."""
+        self._closed = True
+        if self._server is not None:
+            self._server.cancel()
+            await asyncio.gather(self._server, return_exceptions=True)
+        self._fail_all(ClosedClientError("the client was closed while a result was awaited"))
+
+    async def _serve(self) -> None:
+        try:
+            while True:
+                while not self._waiters:
+                    self._wake.clear()
+                    await self._wake.wait()
+                begun_at = monotonic()
+                if self._conninfo is not None:
+                    await self._listen(self._conninfo)
+                if self._conninfo is None:
+                    await self._poll(None)
+                elif monotonic() - begun_at < LISTEN_AGAIN_S:
+                    await self._poll(monotonic() + LISTEN_AGAIN_S)
+        except Exception as error:  # whoever waits must hear of it
+            _log.exception("waiting for results stopped")
+            self._fail_all(error)
+
+    async def _listen(self, conninfo: Callable[[], Awaitable[str]]) -> None:
+        """Serve by notifications until the connection breaks, or there is none."""
+        try:
+            conn = await psycopg.AsyncConnection.connect(await conninfo(), autocommit=True)
+        except (psycopg.Error, KedgeError) as error:
+            _log.warning("no connection to listen on, polling for results: %s", first_line(error))
+            return
+        link = Link(conn, self._schema, prepares=True)
+        try:
+            await self._serve_by(link)
+        except psycopg.OperationalError as error:
+            _log.info("the connection that listens for results broke: %s", first_line(error))
+        except psycopg.Error as error:
+            # It can be had but not used, for want of a right perhaps: looks will say so, if they are refused as well.
+            self._conninfo = None
+            _log.warning("listening for results is refused, polling for them: %s", first_line(error))
+        finally:
+            link.cut()
+
+    async def _serve_by(self, link: AsyncLink) -> None:
+        loop = asyncio.get_running_loop()
+        link.conn.add_notify_handler(lambda notify: self._told.update(_ids(notify.payload)))
+        await self._exchange(link, [[Command(Statement("listen", f"listen {self._channel}", {}, ()), ())]])
+        self._fresh.update(self._waiters)
+        self._registered.clear()
+        looked_at = monotonic()
+        while True:
+            self._wake.clear()
+            self._hear(link)
+            fresh, told = self._fresh, self._told
+            self._fresh, self._told = set(), set()
+            # The registration went with the notification.
+            self._registered -= told
+            look_at = (fresh | told) & self._waiters.keys()
+            if monotonic() - looked_at >= BACKSTOP_S:
+                looked_at = monotonic()
+                look_at |= self._waiters.keys()
+                await self._deregister(link, self._registered - self._waiters.keys())
+            await self._register_and_look(link, fresh, look_at)
+            if self._wake.is_set() or self._told:
+                continue
+            backstop = loop.call_later(BACKSTOP_S, self._wake.set) if self._waiters or self._registered else None
+            loop.add_reader(link.fileno, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                loop.remove_reader(link.fileno)
+                if backstop is not None:
+                    backstop.cancel()
+
+    async def _register_and_look(self, link: AsyncLink, fresh: Collection[UUID], look_at: Collection[UUID]) -> None:
+        for ids in _batches(look_at):
+            transactions: list[Transaction] = []
+            if register := [run_id for run_id in ids if run_id in fresh]:
+                # In a transaction of its own: the look must begin when the registration can be seen.
+                transactions.append([Command(WATCH, (register, self._channel))])
+                self._registered.update(register)
+            transactions.append([Command(RESULTS, (ids,))])
+            answers = await self._exchange(link, transactions)
+            self._settle(ids, [ResultRow(*row) for row in answers[-1].rows[0]])
+
+    async def _deregister(self, link: AsyncLink, ids: Collection[UUID]) -> None:
+        for batch in _batches(ids):
+            await self._exchange(link, [[Command(UNWATCH, (batch, self._channel))]])
+            self._registered.difference_update(batch)
+
+    async def _exchange(self, link: AsyncLink, transactions: Sequence[Transaction]) -> list[Answer]:
+        answers: list[Answer] = []
+        until = monotonic() + self._timeout_s
+        await psycopg.waiting.wait_async(link.round_trip(transactions, answers, until), link.fileno, interval=0.1)
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+        return answers
+
+    def _hear(self, link: AsyncLink) -> None:
+        """Take what has come by itself."""
+        pgconn = link.conn.pgconn
+        pgconn.consume_input()
+        while notify := pgconn.notifies():
+            self._told.update(_ids(notify.extra.decode()))
+
+    async def _poll(self, until: float | None) -> None:
+        """Serve by looking, every 0.1 s at first, doubling to 2 s; from the start again when somebody comes."""
+        pause = FIRST_POLL_S
+        while until is None or monotonic() < until:
+            self._wake.clear()
+            if self._fresh:
+                pause = FIRST_POLL_S
+            self._fresh.clear()
+            for ids in _batches(self._waiters):
+                try:
+                    rows = await self._look(ids)
+                except UnavailableError as error:
+                    # An outage ends no wait: the runs go on when it is over, and a wait has its own time.
+                    _log.info("a look for results failed: %s", first_line(error))
+                    break
+                except KedgeError as error:
+                    self._fail_all(error)
+                    break
+                self._settle(ids, rows)
+            await self._sleep(pause if self._waiters else None, until)
+            pause = min(2 * pause, LAST_POLL_S)
+
+    async def _sleep(self, pause: float | None, until: float | None) -> None:
+        """Wait for the next poll, or until somebody comes; the first who comes after a pause waits for no other."""
+        limits = [limit for limit in (pause, None if until is None else until - monotonic()) if limit is not None]
+        try:
+            async with asyncio.timeout(max(0.0, min(limits)) if limits else None):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    def _settle(self, looked_at: Iterable[UUID], rows: Iterable[ResultRow]) -> None:
+        found = {row.id: row for row in rows}
+        for run_id in looked_at:
+            row = found.get(run_id)
+            for waiter in self._waiters.get(run_id, ()):
+                if waiter.ended.done():
+                    continue
+                if row is None:
+                    if waiter.must_exist or waiter.status is not None:
+                        waiter.ended.set_exception(RunNotFoundError(run_id))
+                    continue
+                waiter.status = row.status
+                if row.status in TERMINAL:
+                    waiter.ended.set_result(row)
+
+    def _fail_all(self, error: Exception) -> None:
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.ended.done():
+                    waiter.ended.set_exception(error)
+
+
+def _ids(payload: str) -> list[UUID]:
+    ids: list[UUID] = []
+    for text in payload.split(","):
+        try:
+            ids.append(UUID(text))
+        except ValueError:  # anybody may send a NOTIFY
+            continue
+    return ids
+
+
+def _batches(ids: Iterable[UUID]) -> list[list[UUID]]:
+    listed = list(ids)
+    return [listed[start : start + BATCH] for start in range(0, len(listed), BATCH)]
