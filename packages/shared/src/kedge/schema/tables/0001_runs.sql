@@ -152,4 +152,4 @@ create table kedge.run_tags (
     primary key (tag, run_id)
 );
 
-create index run_tags_run on kedge.run_tags (run_id);
+create index run_tags_run on kedge.run_tags (run_id, tag);
