@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
 
+import kedge_client._calls as calls
 from kedge.durations import Duration
 from kedge.errors import InvalidOptionError
 from kedge.ids import parse_run_id
 from kedge.names import check_key
 from kedge.refs import RunRequest, WorkflowRef
 from kedge.run_state import RunStatus
-from kedge_client import _calls as calls
 from kedge_client._async_connections import AsyncConnection, AsyncPool, LentAsyncConnections, OwnAsyncConnections
 from kedge_client._async_core import AsyncCore
 from kedge_client._calls import ManyStarts
@@ -34,7 +34,7 @@ class AsyncClient:
     """
     Starts runs and reads what became of them. Belongs to the event loop of its first use; its twin is `Client`.
 
-    `AsyncClient(pool)` borrows connections and never opens or closes the pool; `AsyncClient.connect()` has a few of its own.
+    `AsyncClient(pool)` borrows connections and never opens or closes the pool; `AsyncClient.connect()` has its own.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class AsyncClient:
         Use connections of a pool, for one round trip each.
 
         Args:
-            pool: Anything with `connection()`, such as psycopg_pool.AsyncConnectionPool, or a function that answers such a
-                context manager.
+            pool: Anything with `connection()`, such as psycopg_pool.AsyncConnectionPool, or a function that answers
+                such a context manager.
             schema: Of kedge's tables; KEDGE_SCHEMA, else "kedge".
             timeout: How long a call may wait for an answer of the database, before it is tried again or given up.
             listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler.
@@ -101,8 +101,8 @@ class AsyncClient:
     @classmethod
     def _of(cls, core: AsyncCore, resource: str | None) -> AsyncClient:
         client = cls.__new__(cls)
-        client._core = core
-        client._resource = resource
+        client._core = core  # noqa: SLF001  # our own, not made by __init__
+        client._resource = resource  # noqa: SLF001
         return client
 
     async def __aenter__(self) -> AsyncClient:
@@ -204,7 +204,14 @@ class AsyncClient:
         """
         return AsyncRunHandle(self._core, ref, parse_run_id(run), resource=self._resource)
 
-    async def result(self, ref: WorkflowRef[Any, Out], run: UUID | str, /, *, timeout: Duration | None = None) -> Out:
+    async def result(
+        self,
+        ref: WorkflowRef[Any, Out],
+        run: UUID | str,
+        /,
+        *,
+        timeout: Duration | None = None,  # noqa: ASYNC109  # as its twin
+    ) -> Out:
         """Wait for a run that was started elsewhere, as a handle's `result` does."""
         return await self.handle(ref, run).result(timeout)
 

@@ -1,4 +1,4 @@
-"""Executes calls for the async client: connections, tries, other people's transactions, waits. Its twin is _sync_core."""
+"""Executes calls for the async client: tries, other people's transactions, waits. Its twin is _sync_core."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import psycopg
 from psycopg import waiting
 from psycopg.rows import tuple_row
 
+import kedge_client._calls as calls
 from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableError
-from kedge_client import _calls as calls
 from kedge_client._async_connections import AsyncConnection, AsyncConnections
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
@@ -74,10 +74,10 @@ class AsyncCore:
                     link.cut()
             finally:
                 await self._connections.put(link)
-            error = attempts.error_of(answers, cut, unreplicated=link.unreplicated)
-            if error is None:
+            failure = attempts.error_of(answers, cut, unreplicated=link.unreplicated)
+            if failure is None:
                 return call.read(answers[0].rows)
-            await asyncio.sleep(attempts.failed(error, call.explain))
+            await asyncio.sleep(attempts.failed(failure, call.explain))
 
     async def execute_in(
         self, conn: AsyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
@@ -125,12 +125,14 @@ class AsyncCore:
         self._check_loop()
         if wait.looks_first:
             must_exist = wait.must_exist()
-            row = next(iter(await self.call(calls.results([wait.run_id]))), None)
+            found = await self.call(calls.results([wait.run_id]))
+            row = found[0] if found else None
             if wait.is_over(row, must_exist=must_exist) and row is not None:
                 return wait.value(row)
         waiter = Waiter(wait.run_id, must_exist=wait.must_exist())
+        limit = asyncio.timeout(wait.remaining_s())
         try:
-            async with asyncio.timeout(wait.remaining_s()) as limit:
+            async with limit:
                 row = await self._waiting_room().wait(waiter)
         except TimeoutError:
             if not limit.expired():

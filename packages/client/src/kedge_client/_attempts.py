@@ -126,7 +126,7 @@ class Attempts:
     def _given_up(self, error: Exception) -> KedgeError:
         if self._maybe_done:
             return OutcomeUnknownError(
-                f"the connection broke before the database answered, and repeating did not settle it: {first_line(error)}"
+                f"the database did not answer, and repeating did not settle what it has done: {first_line(error)}"
             )
         if isinstance(error, psycopg.Error):
             return refusal(error, self._schema)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 from uuid import UUID, uuid4
 
@@ -67,15 +67,26 @@ class Call(NamedTuple, Generic[T]):
 
 
 def _read(command: Command, read: Callable[[Rows], T]) -> Call[T]:
-    return Call(lambda: [[command]], lambda rows: read(rows[0]))
+    def read_first(rows: list[Rows]) -> T:
+        return read(rows[0])
+
+    return Call(lambda: [[command]], read_first)
+
+
+def _write(command: Command, bells: Iterable[tuple[str | None, str | None]], read: Callable[[Rows], T]) -> Call[T]:
+    transactions: list[Transaction] = [[command], *([Command(RING, bell)] for bell in bells)]
+
+    def read_first(rows: list[Rows]) -> T:
+        return read(rows[0])
+
+    return Call(lambda: transactions, read_first, writes=True)
 
 
 def start(one: Start, *, wake: bool) -> Call[Started]:
     """Start one run, then ring."""
-    transactions: list[Transaction] = [[Command(START, start_values(one))]]
-    if wake:
-        transactions += [[Command(RING, bell)] for bell in doorbells([one])]
-    return Call(lambda: transactions, lambda rows: started(one, rows[0][0]), writes=True)
+    return _write(
+        Command(START, start_values(one)), doorbells([one]) if wake else (), lambda rows: started(one, rows[0])
+    )
 
 
 def start_here(one: Start, *, wake: bool) -> list[Command]:
@@ -119,10 +130,8 @@ class ManyStarts:
 
 def cancel(run_id: UUID, *, resource: str | None, reason: str | None, wake: bool) -> Call[RunStatus]:
     """Put a letter into the inbox, then ring for anybody."""
-    transactions: list[Transaction] = [[Command(CANCEL, _cancel_values(run_id, resource=resource, reason=reason))]]
-    if wake:
-        transactions.append([Command(RING, (None, None))])
-    return Call(lambda: transactions, lambda rows: cancelled(run_id, rows[0]), writes=True)
+    letter = Command(CANCEL, _cancel_values(run_id, resource=resource, reason=reason))
+    return _write(letter, [(None, None)] if wake else (), lambda rows: cancelled(run_id, rows))
 
 
 def cancel_here(run_id: UUID, *, resource: str | None, reason: str | None, wake: bool) -> list[Command]:

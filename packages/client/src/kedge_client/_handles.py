@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+import kedge_client._calls as calls
 from kedge.durations import Duration
 from kedge.refs import WorkflowRef
 from kedge.run_state import RunStatus
-from kedge_client import _calls as calls
 from kedge_client._lent import AnyConnection
 from kedge_client._requests import check_reason
 from kedge_client._results import Wait

@@ -42,9 +42,10 @@ def check_callers(conn: object, wanted: type[AnyConnection]) -> None:
         TransactionStateError: Its transaction has failed already, or it is closed.
     """
     if not isinstance(conn, wanted):
-        if isinstance(conn, psycopg.Connection | psycopg.AsyncConnection):
-            client = "AsyncClient" if isinstance(conn, psycopg.AsyncConnection) else "Client"
-            raise InvalidOptionError(f"conn= is a psycopg {type(conn).__name__}; that is for {client}")
+        if isinstance(conn, psycopg.AsyncConnection):
+            raise InvalidOptionError("conn= is a psycopg AsyncConnection; that is for AsyncClient")
+        if isinstance(conn, psycopg.Connection):
+            raise InvalidOptionError("conn= is a psycopg Connection; that is for Client")
         raise InvalidOptionError(
             f"conn= takes a psycopg {wanted.__name__}, not a {_named(conn)}: execute client.start_statement(request)"
             " on it, in the form that suits"

@@ -14,13 +14,13 @@ from psycopg import errors, pq
 
 from kedge_client._round_trip import Answer, Transaction, Waiting, bounded, round_trip
 
-C = TypeVar("C", "psycopg.Connection[Any]", "psycopg.AsyncConnection[Any]")
+C_co = TypeVar("C_co", bound=psycopg.Connection[Any] | psycopg.AsyncConnection[Any], covariant=True)
 
 # The server has committed, but it stopped waiting for the standby that would survive its loss.
 _UNREPLICATED: Final = "canceling wait for synchronous replication"
 
 
-class Link(Generic[C]):
+class Link(Generic[C_co]):
     """
     One connection in autocommit mode, used by one call at a time.
 
@@ -32,8 +32,8 @@ class Link(Generic[C]):
 
     __slots__ = ("_prepared", "_schema", "conn", "fileno", "unreplicated")
 
-    def __init__(self, conn: C, schema: str, *, prepares: bool) -> None:
-        self.conn = conn
+    def __init__(self, conn: C_co, schema: str, *, prepares: bool) -> None:
+        self.conn: Final = conn
         self.fileno = conn.fileno()
         self.unreplicated = False
         """A commit of the last round trip is on this server only."""

@@ -156,7 +156,7 @@ def _statuses(status: RunStatus | Sequence[RunStatus] | None) -> tuple[str, ...]
     return tuple(sorted(set(given)))
 
 
-def _moment(option: str, at: datetime | None) -> datetime | None:
+def _moment(option: str, at: object) -> datetime | None:
     if at is None:
         return None
     if not isinstance(at, datetime) or at.tzinfo is None:

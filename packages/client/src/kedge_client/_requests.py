@@ -39,12 +39,12 @@ class Started(NamedTuple):
     status: RunStatus
 
 
-def check_reason(reason: str | None) -> str | None:
+def check_reason(reason: object) -> str | None:
     """
     Return a reason that can be kept.
 
     Raises:
-        InvalidOptionError: No text, too long, or with NUL or lone surrogates in it.
+        InvalidOptionError: No text, longer than 4,000 characters, or with NUL or lone surrogates in it.
     """
     if reason is None:
         return None
@@ -52,17 +52,14 @@ def check_reason(reason: str | None) -> str | None:
         raise InvalidOptionError(f"reason= is text, not a {type(reason).__name__}")
     if len(reason) > MAX_REASON_CHARACTERS:
         raise InvalidOptionError(f"reason= has {len(reason):,} characters, the limit is {MAX_REASON_CHARACTERS:,}")
-    if "\0" in reason or (not reason.isprintable() and _is_unencodable(reason)):
-        raise InvalidOptionError("reason= contains NUL or a lone surrogate, which no database can keep")
-    return str.__str__(reason)
-
-
-def _is_unencodable(text: str) -> bool:
     try:
-        text.encode()
+        encoded = reason.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        raise InvalidOptionError("reason= contains a lone surrogate, which no database can keep") from None
+    if b"\0" in encoded:
+        raise InvalidOptionError("reason= contains NUL, which PostgreSQL cannot keep")
+    # A StrEnum's member is a str, but drivers know it as an Enum.
+    return str.__str__(reason)
 
 
 def new_start(request: AnyRequest, resource: str | None) -> Start:
@@ -72,7 +69,7 @@ def new_start(request: AnyRequest, resource: str | None) -> Start:
     Raises:
         InvalidOptionError: No request, one with options that this release cannot keep, or of another resource.
     """
-    if not isinstance(request, RunRequest):
+    if not isinstance(request, RunRequest):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without a checker
         raise InvalidOptionError(f"start takes a request, ref(input, ...), not a {type(request).__name__}")
     options = request.options
     if options.timeout is not UNSET or options.retry is not None or options.singleton is not None:
@@ -232,7 +229,7 @@ def started_in(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[int, Started
     special = {row[0]: row[1:] for row in rows}
     for number, (place, start) in enumerate(zip(batch.places, batch.starts, strict=True), 1):
         row = special.get(number)
-        yield place, Started(start.run_id, True, status) if row is None else started(start, row)
+        yield place, started(start, row) if row else Started(start.run_id, created=True, status=status)
 
 
 def doorbells(starts: Iterable[Start]) -> list[tuple[str, str]]:

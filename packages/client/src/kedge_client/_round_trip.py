@@ -34,7 +34,7 @@ class Command(NamedTuple):
 
 
 Transaction: TypeAlias = Iterable[Command]
-"""Commands that commit together. May be a generator: libpq sends every 8 KiB, so the server begins while we build on."""
+"""Commands that commit together. A generator's work overlaps with the server's: libpq sends as soon as it has 8 KiB."""
 
 
 class Answer:

@@ -69,19 +69,24 @@ def resolve_dsn(dsn: str | None, environment: Mapping[str, str] = os.environ) ->
     Raises:
         InvalidOptionError: It cannot be read. The message does not repeat it: it may hold a password.
     """
-    if dsn is not None and not isinstance(dsn, str):
-        raise InvalidOptionError(f"a DSN is text, not a {type(dsn).__name__}; a pool goes to the constructor")
-    origin = "the DSN"
-    if dsn is None:
-        origin, dsn = next(((name, environment[name]) for name in DSN_VARIABLES if environment.get(name)), (origin, ""))
-    dsn = _SCHEME.sub("postgresql://", dsn, count=1) if _SCHEME.match(dsn) else dsn
+    origin, given = _given(dsn, environment)
+    given = _SCHEME.sub("postgresql://", given, count=1) if _SCHEME.match(given) else given
     try:
-        conninfo_to_dict(dsn)
+        conninfo_to_dict(given)
     except (psycopg.Error, UnicodeError):
         raise InvalidOptionError(
             f"{origin} cannot be read: write postgresql://user:password@host:5432/database or 'host=... dbname=...'"
         ) from None
-    return dsn
+    return given
+
+
+def _given(dsn: object, environment: Mapping[str, str]) -> tuple[str, str]:
+    if isinstance(dsn, str):
+        return "the DSN", dsn
+    if dsn is not None:
+        raise InvalidOptionError(f"a DSN is text, not a {type(dsn).__name__}; a pool goes to the constructor")
+    named = ((name, environment[name]) for name in DSN_VARIABLES if environment.get(name))
+    return next(named, ("the DSN", ""))
 
 
 def own_conninfo(dsn: str, settings: ClientSettings) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, overload
 from uuid import UUID
 
+from kedge.refs import WorkflowRef
+from kedge_client._handles import AsyncRunHandle, RunHandle
 from kedge_client._requests import Start, start_values
 from kedge_client._settings import ClientSettings
 from kedge_client._statements import START, START_AND_RING, Statement
@@ -13,15 +15,29 @@ from kedge_client._statements import START, START_AND_RING, Statement
 if TYPE_CHECKING:
     from sqlalchemy import TextClause
 
-    from kedge_client._async import AsyncClient
-    from kedge_client._handles import AsyncRunHandle, RunHandle
-    from kedge_client._sync import Client
 
+Out = TypeVar("Out")
 Out_co = TypeVar("Out_co", covariant=True)
 
 # SQLAlchemy's names of the types that it would guess wrongly: a datetime without zone, a list of nothing in particular.
 _ARRAY_OF_TEXT: Final = "text[]"
 _MOMENT: Final = "timestamptz"
+
+
+class SyncHandles(Protocol):
+    """The sync client, as far as a statement needs it."""
+
+    def handle(self, ref: WorkflowRef[Any, Out], run: UUID | str, /) -> RunHandle[Out]:
+        """Return a handle of a run."""
+        ...
+
+
+class AsyncHandles(Protocol):
+    """The async client, as far as a statement needs it."""
+
+    def handle(self, ref: WorkflowRef[Any, Out], run: UUID | str, /) -> AsyncRunHandle[Out]:
+        """Return a handle of a run."""
+        ...
 
 
 class StartStatement(Generic[Out_co]):
@@ -67,10 +83,10 @@ class StartStatement(Generic[Out_co]):
         )
 
     @overload
-    def handle(self, client: Client, run_id: UUID | None = None) -> RunHandle[Out_co]: ...
+    def handle(self, client: SyncHandles, run_id: UUID | None = None) -> RunHandle[Out_co]: ...
     @overload
-    def handle(self, client: AsyncClient, run_id: UUID | None = None) -> AsyncRunHandle[Out_co]: ...
-    def handle(self, client: Client | AsyncClient, run_id: UUID | None = None) -> Any:
+    def handle(self, client: AsyncHandles, run_id: UUID | None = None) -> AsyncRunHandle[Out_co]: ...
+    def handle(self, client: SyncHandles | AsyncHandles, run_id: UUID | None = None) -> Any:
         """
         Return a handle of the run, to be used after the commit.
 

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 from uuid import UUID
 
+import kedge_client._calls as calls
 from kedge.durations import Duration
 from kedge.errors import InvalidOptionError
 from kedge.ids import parse_run_id
 from kedge.names import check_key
 from kedge.refs import RunRequest, WorkflowRef
 from kedge.run_state import RunStatus
-from kedge_client import _calls as calls
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import RunHandle
 from kedge_client._pages import MAX_LIMIT, filters, narrowed, place, workflow_name
@@ -34,7 +34,7 @@ class Client:
     """
     Starts runs and reads what became of them. Safe in threads and after a fork; its twin is `AsyncClient`.
 
-    `Client(pool)` borrows connections and never opens or closes the pool; `Client.connect()` has a few of its own.
+    `Client(pool)` borrows connections and never opens or closes the pool; `Client.connect()` has its own.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Client:
     @classmethod
     def _of(cls, core: SyncCore, resource: str | None) -> Client:
         client = cls.__new__(cls)
-        client._core = core
-        client._resource = resource
+        client._core = core  # noqa: SLF001  # our own, not made by __init__
+        client._resource = resource  # noqa: SLF001
         return client
 
     def __enter__(self) -> Client:

@@ -1,4 +1,4 @@
-"""Executes calls for the sync client: connections, tries, other people's transactions, waits. Its twin is _async_core."""
+"""Executes calls for the sync client: tries, other people's transactions, waits. Its twin is _async_core."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import psycopg
 from psycopg import waiting
 from psycopg.rows import tuple_row
 
+import kedge_client._calls as calls
 from kedge.errors import OutcomeUnknownError, UnavailableError
-from kedge_client import _calls as calls
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
 from kedge_client._failures import Fate, fate, refusal_in_transaction
@@ -72,10 +72,10 @@ class SyncCore:
                     link.cut()
             finally:
                 self._connections.put(link)
-            error = attempts.error_of(answers, cut, unreplicated=link.unreplicated)
-            if error is None:
+            failure = attempts.error_of(answers, cut, unreplicated=link.unreplicated)
+            if failure is None:
                 return call.read(answers[0].rows)
-            time.sleep(attempts.failed(error, call.explain))
+            time.sleep(attempts.failed(failure, call.explain))
 
     def execute_in(
         self, conn: SyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
@@ -121,7 +121,8 @@ class SyncCore:
         """Wait for a run's end."""
         if wait.looks_first:
             must_exist = wait.must_exist()
-            row = next(iter(self.call(calls.results([wait.run_id]))), None)
+            found = self.call(calls.results([wait.run_id]))
+            row = found[0] if found else None
             if wait.is_over(row, must_exist=must_exist) and row is not None:
                 return wait.value(row)
         return wait.value(self._waiting_thread().wait(wait))

@@ -17,6 +17,7 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import psycopg
+from psycopg import waiting
 
 from kedge.errors import ClosedClientError, KedgeError, RunNotFoundError, UnavailableError
 from kedge.run_state import TERMINAL, RunStatus
@@ -133,7 +134,7 @@ class WaitingRoom:
                     await self._poll(None)
                 elif monotonic() - begun_at < LISTEN_AGAIN_S:
                     await self._poll(monotonic() + LISTEN_AGAIN_S)
-        except Exception as error:  # whoever waits must hear of it
+        except Exception as error:  # noqa: BLE001  # whoever waits must hear of it, whatever it is
             _log.exception("waiting for results stopped")
             self._fail_all(error)
 
@@ -206,7 +207,7 @@ class WaitingRoom:
     async def _exchange(self, link: AsyncLink, transactions: Sequence[Transaction]) -> list[Answer]:
         answers: list[Answer] = []
         until = monotonic() + self._timeout_s
-        await psycopg.waiting.wait_async(link.round_trip(transactions, answers, until), link.fileno, interval=0.1)
+        await waiting.wait_async(link.round_trip(transactions, answers, until), link.fileno, interval=0.1)
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
