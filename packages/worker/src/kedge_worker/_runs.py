@@ -132,5 +132,9 @@ class Transactions(Protocol):
         """
         ...
 
+    async def aclose(self) -> None:
+        """Close the pool."""
+        ...
+
 
 TransactionBody: TypeAlias = "Callable[[AsyncConnection[Any]], Awaitable[bytes]] | Callable[[Connection[Any]], bytes]"

@@ -1,0 +1,376 @@
+"""Takes claimed runs to their outcome: calls the handler, decides what became of it, lets the journal move the run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from kedge.failures import encode_error
+from kedge_worker._branches import BranchTasks
+from kedge_worker._context import Context
+from kedge_worker._execution import Execution
+from kedge_worker._outcomes import Cancelled, End, GiveBack, Mismatched, Outcome, Raised, Released, Returned, next_move
+from kedge_worker._runs import ClaimedRun, Journal, LiveRun, Transactions
+from kedge_worker._signals import ReplayMismatch
+from kedge_worker._sync_context import SyncContext
+from kedge_worker._threads import Threads
+
+if TYPE_CHECKING:
+    from kedge_worker._registry import Registry
+    from kedge_worker._transactions import InThread
+    from kedge_worker._workflows import Workflow
+
+_log: Final = logging.getLogger("kedge.worker")
+
+UNWINDING_S: Final = 5.0
+"""How long a stopped handler's own `finally` blocks may take before its outcome is written without waiting for them."""
+
+
+class Executor:
+    """
+    One asyncio task a run. Between `open` and `aclose` the event loop's task factory is wrapped, since tasks that a
+    handler makes are branches of its run.
+
+    Args:
+        journal: Keeps outcomes and moves runs.
+        transactions: Makes what runs transactional steps, given a way to call functions in the worker's threads.
+        registry: The handlers.
+        threads: Sync steps at once; and as many sync handlers, each of which holds a thread for its whole life.
+        on_free: Called when a run has left memory.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        transactions: Callable[[InThread], Transactions],
+        registry: Registry,
+        *,
+        threads: int,
+        on_free: Callable[[], None] | None = None,
+    ) -> None:
+        self.runs: dict[UUID, LiveRun] = {}
+        """Every run that this worker owns as far as it knows: executed, unwinding, or with its move on the way."""
+        self._journal = journal
+        self._registry = registry
+        self._step_threads = Threads(threads, name="kedge-step")
+        self._handler_threads = Threads(threads, name="kedge-handler")
+        self._transactions = transactions(self._step_threads.run)
+        self._on_free = on_free
+        self._branches = BranchTasks()
+        self._resources = contextlib.ExitStack()
+        self._executions: dict[LiveRun, Execution] = {}
+        self._outcomes: dict[LiveRun, Outcome] = {}
+        self._leaving = False
+        self._quiet: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self) -> None:
+        """Begin, in the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._resources.enter_context(self._branches.installed(self._loop))
+
+    async def aclose(self) -> None:
+        """Put the event loop's task factory back; threads end when their functions do."""
+        self._resources.close()
+        self._step_threads.close()
+        self._handler_threads.close()
+        await self._transactions.aclose()
+
+    # ---- a run's life
+
+    def start(self, claimed: ClaimedRun) -> LiveRun:
+        """Execute a claimed run."""
+        run = LiveRun(claimed, claimed.next_seq)
+        self.runs[claimed.id] = run
+        workflow = self._registry.get(claimed.workflow)
+        if claimed.cancel_asked:
+            self._move(run, Cancelled(claimed.reason))
+        elif self._leaving or self._loop is None:
+            self._move(run, Released())
+        elif workflow is None:
+            self._move(run, Mismatched(f"this worker has no handler for workflow {claimed.workflow!r}"))
+        else:
+            self._execute(run, workflow, self._loop)
+        return run
+
+    def ask_cancel(self, run_id: UUID, reason: str | None) -> None:
+        """Somebody wants the run to end: its handler unwinds. One that has ended meanwhile stays ended."""
+        if execution := self._execution(run_id):
+            execution.stop(Cancelled(reason))
+
+    def fail(self, run: LiveRun, error: Exception) -> None:
+        """The database refuses this run's data: it ends failed."""
+        refused = Raised(encode_error(error))
+        if execution := self._executions.get(run):
+            execution.stop(refused)
+        elif isinstance(self._outcomes.get(run), Raised):
+            _log.error("run %s: not even its failure can be stored; left to its lease", run.claimed.id)
+            run.lost = True
+            self._free(run)
+        else:
+            self._move(run, refused)
+
+    def lose(self, run_id: UUID) -> None:
+        """Another worker owns the run: its handler unwinds, and nothing is written."""
+        if run := self.runs.get(run_id):
+            self._lose(run)
+
+    def lose_all(self) -> None:
+        """The worker's lease is lost."""
+        for run in list(self.runs.values()):
+            self._lose(run)
+
+    def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
+        """These runs have left this worker: by their own move, or because somebody else owns them."""
+        for run in moved:
+            outcome = self._outcomes.pop(run, None)
+            if outcome is not None:
+                _log_move(run, outcome)
+            execution = self._executions.get(run)
+            if execution is None:
+                self._free(run)
+            else:
+                execution.settled = True
+        for run in lost:
+            self._lose(run)
+
+    async def shutdown(self, grace_s: float, *, hurry: asyncio.Event | None = None) -> list[UUID]:
+        """
+        Let handlers end for as long as the grace allows, then stop them and give their runs back.
+
+        Args:
+            grace_s: In seconds; what comes after it takes five more at most.
+            hurry: Skips the grace when it is set.
+
+        Returns:
+            The runs that are not given back, because their code still runs.
+        """
+        self._leaving = True
+        await self._until_quiet(grace_s, hurry)
+        for execution in list(self._executions.values()):
+            execution.stop(Released())
+        await self._until_quiet(UNWINDING_S, None)
+        return [run.claimed.id for run in self._executions]
+
+    # ---- executing
+
+    def _execute(self, run: LiveRun, workflow: Workflow[Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+        execution = Execution(
+            run,
+            journal=self._journal,
+            transactions=self._transactions,
+            threads=self._step_threads,
+            tasks=self._branches,
+            loop=loop,
+            owner=self,
+        )
+        self._executions[run] = execution
+        # Not through the factory: that of the application may begin tasks eagerly, and a claim must not run handlers.
+        if workflow.is_async:
+            task = asyncio.Task(self._handle(execution, workflow), loop=loop)
+            root = execution.branches.root
+            root.task = task
+            self._branches.by_task[task] = root
+            execution.interrupt = task.cancel
+        else:
+            task = asyncio.Task(self._handle_in_thread(execution, workflow), loop=loop)
+        execution.task = task
+
+    async def _handle(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:
+        ref = workflow.ref
+        try:
+            if workflow.takes_input:
+                value = await workflow.fn(Context(execution), ref.decode_input(execution.run.claimed.input))
+            else:
+                value = await workflow.fn(Context(execution))
+            outcome: Outcome = Returned(ref.encode_output(value))
+        except BaseException as error:  # whatever a handler raises is its failure, not the worker's
+            if isinstance(error, GeneratorExit) and _current_task() is not execution.task:
+                raise  # the event loop is gone, and this coroutine with it
+            outcome = _outcome_of(error)
+        execution.noticed = execution.closed
+        execution.close()
+        if execution.branches.others:
+            await self._end_leftovers(execution)
+        if execution.task is not None:
+            del self._branches.by_task[execution.task]
+        self._ended(execution, outcome)
+
+    async def _handle_in_thread(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:
+        ref = workflow.ref
+        context = SyncContext(execution)
+        try:
+            args = (ref.decode_input(execution.run.claimed.input),) if workflow.takes_input else ()
+            ending = self._handler_threads.run(functools.partial(context.run, workflow.fn, args))
+            execution.interrupt = functools.partial(_interrupt_thread, context, ending)
+            outcome: Outcome = Returned(ref.encode_output(await ending))
+        except BaseException as error:  # as above
+            if isinstance(error, GeneratorExit) and _current_task() is not execution.task:
+                raise
+            outcome = _outcome_of(error)
+        if not context.begun:
+            execution.noticed = True
+        execution.close()
+        self._ended(execution, outcome)
+
+    async def _end_leftovers(self, execution: Execution) -> None:
+        """Cancel the tasks that the handler has left behind, and wait until they have unwound; bounded."""
+        deadline = execution.loop.time() + UNWINDING_S
+        tasks = execution.branches.tasks
+        if not execution.noticed:
+            _log.warning(
+                "run %s: its handler left %d unfinished tasks behind, which are cancelled: await what it starts",
+                execution.run.claimed.id,
+                len(tasks),
+            )
+        while tasks and (left_s := deadline - execution.loop.time()) > 0:
+            for task in tasks:
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(list(tasks), timeout=min(left_s, 1))
+            # Tasks leave the set by callbacks of their own.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    def _ended(self, execution: Execution, outcome: Outcome) -> None:
+        """The handler has ended: queue its run's move, unless that is no longer ours to say."""
+        run = execution.run
+        if execution.noticed and execution.outcome is not None:
+            outcome = execution.outcome
+        execution.outcome = outcome
+        if not run.lost and not execution.moved:
+            if execution.in_threads and isinstance(next_move(outcome), GiveBack):
+                return  # whoever gets the run would begin what still runs here; see threads_ended
+            execution.moved = True
+            self._move(run, outcome)
+        self._leave(execution)
+
+    def stopped(self, execution: Execution) -> None:
+        if _current_task() is not execution.task:
+            execution.interrupt()
+        execution.loop.call_later(UNWINDING_S, self._insist, execution)
+
+    def threads_ended(self, execution: Execution) -> None:
+        if execution.task is not None and execution.task.done() and execution.outcome is not None:
+            self._ended(execution, execution.outcome)
+
+    def _insist(self, execution: Execution) -> None:
+        """A stopped handler has not unwound in time."""
+        run, task = execution.run, execution.task
+        if self._executions.get(run) is not execution or task is None or task.done():
+            return
+        where = "".join(f" {frame.f_code.co_qualname}:{frame.f_lineno}" for frame in task.get_stack(limit=3))
+        _log.warning(
+            "run %s: its handler was stopped %g s ago and still runs, in%s", run.claimed.id, UNWINDING_S, where
+        )
+        outcome = execution.outcome
+        if outcome is not None and not (execution.moved or run.lost) and isinstance(next_move(outcome), End):
+            # Nobody else will execute it: its end need not wait for code that does not end.
+            execution.moved = True
+            self._move(run, outcome)
+        execution.interrupt()
+        for child in execution.branches.tasks:
+            child.cancel()
+        execution.loop.call_later(UNWINDING_S, self._insist, execution)
+
+    # ---- leaving
+
+    def _move(self, run: LiveRun, outcome: Outcome) -> None:
+        self._outcomes[run] = outcome
+        self._journal.move(run, next_move(outcome))
+
+    def _leave(self, execution: Execution) -> None:
+        run = execution.run
+        del self._executions[run]
+        if run.lost or execution.settled:
+            self._free(run)
+        if not self._executions and self._quiet is not None and not self._quiet.done():
+            self._quiet.set_result(None)
+
+    def _lose(self, run: LiveRun) -> None:
+        run.lost = True
+        if execution := self._executions.get(run):
+            execution.stop(None)
+        else:
+            self._free(run)
+
+    def _free(self, run: LiveRun) -> None:
+        self._outcomes.pop(run, None)
+        # The same run may have been claimed again meanwhile, with a later epoch.
+        if self.runs.get(run.claimed.id) is run:
+            del self.runs[run.claimed.id]
+            if self._on_free is not None:
+                self._on_free()
+
+    def _execution(self, run_id: UUID) -> Execution | None:
+        run = self.runs.get(run_id)
+        return None if run is None else self._executions.get(run)
+
+    async def _until_quiet(self, seconds: float, hurry: asyncio.Event | None) -> None:
+        if not self._executions:
+            return
+        self._quiet = asyncio.get_running_loop().create_future()
+        waited: set[asyncio.Future[Any]] = {self._quiet}
+        if hurry is not None:
+            waited.add(asyncio.ensure_future(hurry.wait()))
+        try:
+            await asyncio.wait(waited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for future in waited:
+                future.cancel()
+            self._quiet = None
+
+
+def _interrupt_thread(context: SyncContext, ending: asyncio.Future[Any]) -> None:
+    if context.begun:
+        context.interrupt()
+    else:
+        ending.cancel()
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    """What a handler's exception means; signals of the engine mean nothing by themselves: they come with a decision."""
+    if isinstance(error, ReplayMismatch):
+        return Mismatched(error.reason)
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # Not by this executor. Perhaps the event loop is about to end; perhaps the handler did it itself.
+            return Mismatched("the handler's task was cancelled, and not by kedge")
+    return Raised(encode_error(error))
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+_DONE: Final = {
+    Returned: "completed",
+    Raised: "failed",
+    Cancelled: "cancelled",
+    Released: "given back",
+    Mismatched: "put off",
+}
+
+
+def _log_move(run: LiveRun, outcome: Outcome) -> None:
+    level = logging.WARNING if isinstance(outcome, Raised | Mismatched) else logging.INFO
+    if _log.isEnabledFor(level):
+        claimed = run.claimed
+        _log.log(
+            level,
+            "run %s (%s) %s: epoch %d, attempt %d",
+            claimed.id,
+            claimed.workflow,
+            _DONE[type(outcome)],
+            claimed.epoch,
+            claimed.attempt,
+        )

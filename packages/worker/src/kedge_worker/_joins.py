@@ -1,0 +1,64 @@
+"""
+Which tasks wait for other tasks, and for nothing else.
+
+This looks into CPython's asyncio and into anyio. What it does not recognise counts as something that comes from
+outside: then a replay waits a while where it need not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import CodeType
+from typing import Any, Final
+
+import anyio
+
+# In which function of which package a task may stand: (package's folder, qualified name).
+_JOINS: Final = frozenset(
+    {
+        ("asyncio", "TaskGroup.__aexit__"),
+        ("asyncio", "TaskGroup._aexit"),
+        ("asyncio", "_wait"),
+        ("asyncio", "as_completed.<locals>._wait_for_one"),
+        ("asyncio", "_AsCompletedIterator._wait_for_one"),
+        ("anyio", "TaskGroup.__aexit__"),
+    }
+)
+_FOLDERS: Final = {
+    "asyncio": asyncio.__file__.removesuffix("__init__.py"),
+    "anyio": anyio.__file__.removesuffix("__init__.py"),
+}
+
+
+def joins_tasks_only(task: asyncio.Task[Any]) -> bool:
+    """Whether the task is blocked by tasks only: by one, a gather, a group's end, an `asyncio.wait` without timeout."""
+    awaited = getattr(task, "_fut_waiter", None)
+    if isinstance(awaited, asyncio.Task):
+        return True
+    # A gather's future knows whom it gathers; other futures know nothing.
+    if isinstance(getattr(awaited, "_children", None), list):
+        return True
+    return any(_is_join(frame) for frame in _frames(task))
+
+
+def _frames(task: asyncio.Task[Any]) -> list[Any]:
+    """The suspended coroutines of a task, the innermost last."""
+    frames: list[Any] = []
+    current: Any = task.get_coro()
+    while current is not None:
+        frame = getattr(current, "cr_frame", None)
+        if frame is None:
+            break
+        frames.append(frame)
+        current = getattr(current, "cr_await", None)
+    # as_completed awaits a queue's get(): the join is the last but one.
+    return frames[-2:]
+
+
+def _is_join(frame: Any) -> bool:
+    code: CodeType = frame.f_code
+    for package, name in _JOINS:
+        if code.co_qualname == name and code.co_filename.startswith(_FOLDERS[package]):
+            # asyncio.wait(timeout=...) and as_completed(timeout=...) go on by themselves.
+            return frame.f_locals.get("timeout_handle") is None and frame.f_locals.get("timeout") is None
+    return False

@@ -1,0 +1,62 @@
+"""Which workflows a worker executes: name to handler, each name once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeGuard
+
+from kedge.errors import DefinitionError
+from kedge_worker._workflows import Workflow
+
+__all__ = ["Registry", "Workflow"]
+
+
+class Registry:
+    """
+    Workflows by the name that stands in the database: `name` or `name@version`.
+
+    Raises:
+        DefinitionError: Something is no workflow, or two have one name.
+    """
+
+    def __init__(self, workflows: Iterable[Workflow[Any, Any]]) -> None:
+        self._by_name: dict[str, Workflow[Any, Any]] = {}
+        for given in workflows:
+            self._add(_checked(given))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a worker may claim."""
+        return tuple(self._by_name)
+
+    def get(self, name: str) -> Workflow[Any, Any] | None:
+        return self._by_name.get(name)
+
+    def _add(self, given: Workflow[Any, Any]) -> None:
+        name = given.ref.qualified_name
+        known = self._by_name.get(name)
+        if known is given:
+            return
+        if known is not None:
+            types = _types(known) != _types(given)
+            raise DefinitionError(
+                f"two handlers for workflow {name!r}"
+                + (f", whose refs have different types ({_types(known)} and {_types(given)})" if types else "")
+                + ": keep one of them, or give the refs different versions"
+            )
+        self._by_name[name] = given
+
+
+def _checked(given: object) -> Workflow[Any, Any]:
+    if _is_workflow(given):
+        return given
+    advice = "put @workflow(ref) over it" if callable(given) else "give what @workflow(ref) made of the handlers"
+    raise DefinitionError(f"workflows= holds {given!r:.100}, which is no workflow: {advice}")
+
+
+def _is_workflow(given: object) -> TypeGuard[Workflow[Any, Any]]:
+    return isinstance(given, Workflow)
+
+
+def _types(one: Workflow[Any, Any]) -> str:
+    return f"{one.ref.input_type} -> {one.ref.output_type}"

@@ -1,0 +1,212 @@
+"""What a sync handler is given: the operations of `Context` as plain calls, in the handler's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, cast
+
+from kedge.errors import HandlerUseError, NestedStepError, WrongThreadError
+from kedge.result_types import MISSING
+from kedge_worker._branches import NESTED
+from kedge_worker._definitions import definition_of
+from kedge_worker._facts import RunFacts
+from kedge_worker._outcomes import Mismatched
+from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
+from kedge_worker._transaction_body import SyncConn, TransactionBody
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
+
+    from kedge_worker._branches import Branch
+    from kedge_worker._definitions import StepDefinition
+    from kedge_worker._execution import Execution, Operation
+    from kedge_worker._runs import MemoRow
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_OTHER_THREAD: Final = (
+    "a SyncContext belongs to its handler's thread: call it there; for concurrency write an async handler"
+)
+# Typed as anything, for None is a type too.
+_UNSET: Final[Any] = MISSING
+_STOPS: Final = (asyncio.CancelledError, LeaseLostError, ReplayMismatch)
+
+
+class SyncContext(RunFacts):
+    """
+    The durable operations of a sync handler, which holds one of the worker's threads until it ends.
+
+    Steps run in that thread too, one after the other: a sync handler has one branch.
+    """
+
+    __slots__ = ("_branch", "_task", "_thread")
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__(execution)
+        self._branch = execution.branches.root
+        self._thread: int | None = None
+        self._task: asyncio.Task[None] | None = None
+        """What the handler's thread waits for, in the event loop."""
+
+    def step(self, step_id: str, fn: Callable[[*Ts], T], /, *args: *Ts, output: TypeForm[T] = _UNSET) -> T:
+        """
+        Run the function once, keep its value, and answer what was kept, now and on replay.
+
+        As `Context.step`, but in the handler's own thread, and async functions are refused.
+        """
+        branch, definition = self._begin(fn, output)
+        key = branch.key(step_id)
+        row = self._kept(key)
+        if row is not None:
+            return cast("T", self._replay(row, "s", definition))
+        execution = self._execution
+        batch = execution.run.batch
+        if (batch is not None and not batch.stored) or execution.run.lost:
+            self._await(execution.barrier())
+        started = time.monotonic()
+        returned = False
+        branch.busy = True
+        try:
+            value = fn(*args)
+            returned = True
+            data, kept = execution.encode(definition, key, value)
+        except _STOPS:
+            raise
+        except BaseException as error:  # whatever a body raises is the step's failure
+            data, raised = execution.failure(error, "s", key, definition, of_value=returned)
+            self._await(self._keep("f", "s", key, data, started))
+            raise raised from error
+        finally:
+            branch.busy = False
+        self._await(self._keep("s", "s", key, data, started))
+        return cast("T", kept)
+
+    def transaction(
+        self, step_id: str, fn: Callable[[SyncConn, *Ts], T], /, *args: *Ts, output: TypeForm[T] = _UNSET
+    ) -> T:
+        """
+        Run the function with a psycopg `Connection`: its SQL and its kept value commit together, or not at all.
+
+        As `Context.transaction`; it runs in another thread of the worker's.
+        """
+        branch, definition = self._begin(fn, output)
+        key = branch.key(step_id)
+        row = self._kept(key)
+        if row is not None:
+            return cast("T", self._replay(row, "t", definition))
+        execution = self._execution
+        started = time.monotonic()
+        body = TransactionBody(execution, key, definition, fn, args)
+        try:
+            self._await(execution.transactions.run(execution.run, key, body.in_thread, sync=True))
+        except LeaseLostError:
+            self._execution.loop.call_soon_threadsafe(execution.lose)
+            raise
+        except _STOPS:
+            raise
+        except BaseException as error:  # as in a step
+            data, raised = execution.failure(error, "t", key, definition, of_value=body.returned)
+            self._await(self._keep("f", "t", key, data, started))
+            raise raised from error
+        branch.last = key
+        return cast("T", body.value)
+
+    # ---- for the executor
+
+    def run(self, handler: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Call the handler in this thread, which the context belongs to from now on."""
+        self._thread = threading.get_ident()
+        self._check_open()
+        return handler(self, *args)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the handler has got its thread."""
+        return self._thread is not None
+
+    def interrupt(self) -> None:
+        """End what the handler's thread waits for. In the event loop."""
+        if self._task is not None:
+            self._task.cancel()
+
+    # ---- inside
+
+    def _here(self) -> Branch:
+        if threading.get_ident() != self._thread:
+            raise WrongThreadError(_OTHER_THREAD)
+        if self._branch.busy:
+            raise NestedStepError(NESTED)
+        self._check_open()
+        return self._branch
+
+    def _check_open(self) -> None:
+        if self._execution.closed:
+            self._execution.noticed = True
+            raise ClosedError
+
+    def _begin(self, fn: Callable[..., Any], output: Any) -> tuple[Branch, StepDefinition]:
+        branch = self._here()
+        definition = definition_of(fn)
+        if definition.is_async:
+            raise HandlerUseError("a sync handler's steps are plain functions: make the handler async for this one")
+        return branch, definition if output is _UNSET else definition.with_output(output)
+
+    def _kept(self, key: str) -> MemoRow | None:
+        memo = self._execution.memo
+        row = None if memo is None else memo.get(key)
+        if row is None:
+            self._execution.replaying = False
+        return row
+
+    def _replay(self, row: MemoRow, operation: Operation, definition: StepDefinition) -> Any:
+        execution = self._execution
+        try:
+            execution.check_row(row, operation)
+            if row.kind == "x":
+                raise ReplayMismatch(
+                    f"{row.key!r} was interrupted in an earlier life; a sync handler interrupts nothing"
+                )
+            if execution.memo is not None:
+                execution.memo.hand_out(row)
+                execution.replaying = bool(execution.memo)
+            self._branch.last = row.key
+            return execution.recall(row, definition)
+        except ReplayMismatch as mismatch:
+            execution.noticed = True
+            execution.loop.call_soon_threadsafe(execution.stop, Mismatched(mismatch.reason))
+            raise
+
+    async def _keep(self, kind: Literal["s", "f"], operation: Operation, key: str, data: bytes, started: float) -> None:
+        execution = self._execution
+        if not execution.closed or execution.may_keep():
+            took_ms = int((time.monotonic() - started) * 1000)
+            execution.keep(kind, operation, key, self._branch, data, took_ms)
+        if execution.closed:
+            raise ClosedError
+
+    def _await(self, work: Coroutine[Any, Any, T]) -> T:
+        """Let the event loop do it, and wait for that in the handler's thread."""
+        answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._execution.loop.call_soon_threadsafe(self._start, work, answer)
+        try:
+            return answer.result()
+        except asyncio.CancelledError:
+            self._execution.noticed = True
+            raise
+
+    def _start(self, work: Coroutine[Any, Any, T], answer: concurrent.futures.Future[T]) -> None:
+        self._task = self._execution.loop.create_task(_answer(work, answer))
+
+
+async def _answer(work: Coroutine[Any, Any, T], answer: concurrent.futures.Future[T]) -> None:
+    try:
+        answer.set_result(await work)
+    except asyncio.CancelledError:
+        answer.set_exception(ClosedError())
+    except BaseException as error:  # noqa: BLE001  # it is the waiting thread's
+        answer.set_exception(error)

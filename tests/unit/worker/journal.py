@@ -1,0 +1,227 @@
+"""
+The one fake of these tests: a journal in memory, in the place of the flusher and its database.
+
+What it keeps becomes durable in batches as with the real one: a batch is stored when somebody waits for it, or when the
+test says so. Lives of a run follow one another through `claim`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self, cast
+from uuid import UUID, uuid4
+
+from kedge.run_meta import RunMeta
+from kedge_worker._executor import Executor
+from kedge_worker._outcomes import End, Move, RowKind
+from kedge_worker._registry import Registry
+from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, TransactionBody
+from kedge_worker._signals import LeaseLostError
+from kedge_worker._workflows import Workflow
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class MemoryJournal:
+    """Implements `Journal`. `rows` is what is stored or on its way, in order."""
+
+    def __init__(self) -> None:
+        self.rows: dict[UUID, list[Row]] = {}
+        self.moves: dict[UUID, Move] = {}
+        self.flushes = 0
+        self.log: list[str] = []
+        """What happened, in order: "keep charge", "durable", ..., and what tests add."""
+        self.held = False
+        """While True nothing becomes durable."""
+        self._moved: dict[UUID, asyncio.Event] = {}
+        self.settled: Callable[[list[LiveRun], list[LiveRun]], None] | None = None
+
+    def keep(self, run: LiveRun, kind: RowKind, key: str, value: bytes, *, took_ms: int = 0, meta: bytes = b"") -> int:
+        assert run.gate is None, "an outcome between a transaction's seq and its commit"
+        assert run.claimed.id not in self.moves, f"{key!r} is kept behind the run's move"
+        assert not run.lost, f"{key!r} is kept without a lease"
+        if run.batch is None or run.batch.stored:
+            run.batch = Batch()
+        row = Row(run, run.take_seq(), kind, key, value, meta, took_ms)
+        run.batch.rows.append(row)
+        self.rows.setdefault(run.claimed.id, []).append(row)
+        self.log.append(f"keep {key}")
+        return row.seq
+
+    async def durable(self, run: LiveRun) -> None:
+        batch = run.batch
+        if batch is not None and not batch.stored:
+            await asyncio.sleep(0)
+            while self.held:
+                await asyncio.sleep(0)
+            if run.lost:
+                raise LeaseLostError
+            batch.stored = True
+            self.flushes += 1
+            self.log.append("durable")
+
+    def move(self, run: LiveRun, move: Move) -> None:
+        assert run.claimed.id not in self.moves, "a run moves once a life"
+        self.moves[run.claimed.id] = move
+        if run.batch is not None:
+            run.batch.stored = True
+        self._event(run.claimed.id).set()
+        if self.settled is not None:
+            asyncio.get_running_loop().call_soon(self.settled, [run], list[LiveRun]())
+
+    async def moved(self, run_id: UUID) -> Move:
+        """Wait for the run's move."""
+        await asyncio.wait_for(self._event(run_id).wait(), 10)
+        return self.moves[run_id]
+
+    def memo(self, run_id: UUID, *, up_to: int | None = None) -> tuple[MemoRow, ...]:
+        """What a claim would answer now, or after a crash that only let rows up to a seq through."""
+        rows = self.rows.get(run_id, [])
+        return tuple(
+            MemoRow(row.seq, row.kind, row.key, row.value, row.meta, START + timedelta(seconds=row.seq))
+            for row in sorted(rows, key=lambda row: row.seq)
+            if up_to is None or row.seq <= up_to
+        )
+
+    def keys(self, run_id: UUID) -> list[tuple[str, str]]:
+        return [(row.kind, row.key) for row in self.memo(run_id)]
+
+    def _event(self, run_id: UUID) -> asyncio.Event:
+        return self._moved.setdefault(run_id, asyncio.Event())
+
+
+class Connection:
+    """What a transactional step's function gets: it remembers what was executed."""
+
+    def __init__(self, executed: list[str]) -> None:
+        self._executed = executed
+
+    async def execute(self, statement: str) -> None:
+        await asyncio.sleep(0)
+        self._executed.append(statement)
+
+    def execute_sync(self, statement: str) -> None:
+        self._executed.append(statement)
+
+
+class MemoryTransactions:
+    """Implements `Transactions`: its statements and its memo are there together or not at all."""
+
+    def __init__(self, journal: MemoryJournal, in_thread: Callable[[Callable[[], Any]], Any]) -> None:
+        self._journal = journal
+        self._in_thread = in_thread
+        self.committed: list[str] = []
+        self.closed = False
+        self.rounds_of_commit = 2
+
+    async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
+        executed: list[str] = []
+        conn = cast("Any", Connection(executed))
+        value = await self._in_thread(lambda: body(conn)) if sync else await cast("Any", body(conn))
+        while run.gate is not None:
+            await run.gate.wait()
+        run.gate = gate = asyncio.Event()
+        try:
+            await self._journal.durable(run)
+            if run.lost:
+                raise LeaseLostError
+            seq = run.take_seq()
+            for _ in range(self.rounds_of_commit):
+                await asyncio.sleep(0)
+            row = Row(run, seq, "t", key, cast("bytes", value))
+            self._journal.rows.setdefault(run.claimed.id, []).append(row)
+            self._journal.log.append(f"commit {key}")
+            self.committed += executed
+        finally:
+            run.gate = None
+            gate.set()
+        return cast("bytes", value)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+def claim(workflow: Workflow[Any, Any], value: object = None, **changes: Any) -> ClaimedRun:
+    """A claimed run of a workflow, as if it had just been started with this input."""
+    request = workflow.ref(value)
+    claimed = ClaimedRun(
+        id=uuid4(),
+        epoch=1,
+        next_seq=1,
+        attempt=0,
+        crashes=0,
+        cancel_asked=False,
+        queue="default",
+        workflow=workflow.ref.qualified_name,
+        resource=None,
+        reason=None,
+        input=request.payload,
+        meta=RunMeta().encode(),
+        created_at=START,
+        claimed_at=START,
+        memo=(),
+    )
+    return replace(claimed, **changes)
+
+
+class Lives:
+    """An executor on a memory journal: `async with Lives(workflow) as lives`."""
+
+    def __init__(self, *workflows: Workflow[Any, Any], threads: int = 4) -> None:
+        self.journal = MemoryJournal()
+        self.transactions: MemoryTransactions
+        self.freed = 0
+        self.executor = Executor(
+            self.journal, self._make_transactions, Registry(workflows), threads=threads, on_free=self._count
+        )
+        self.journal.settled = self.executor.settled
+        self.workflow = workflows[0]
+
+    async def __aenter__(self) -> Self:
+        self.executor.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.executor.lose_all()
+        await self.executor.shutdown(0)
+        await self.executor.aclose()
+
+    async def run(self, value: object = None, **changes: Any) -> tuple[ClaimedRun, Move]:
+        """Execute a new run to its move."""
+        claimed = claim(self.workflow, value, **changes)
+        self.executor.start(claimed)
+        return claimed, await self.journal.moved(claimed.id)
+
+    async def again(self, claimed: ClaimedRun, *, up_to: int | None = None) -> Move:
+        """Execute the run in another life, as if the worker had crashed after `up_to`."""
+        return await self.journal.moved(self.begin_again(claimed, up_to=up_to).id)
+
+    def begin_again(self, claimed: ClaimedRun, *, up_to: int | None = None) -> ClaimedRun:
+        memo = self.journal.memo(claimed.id, up_to=up_to)
+        again = replace(claimed, epoch=claimed.epoch + 1, memo=memo, next_seq=1 + max((r.seq for r in memo), default=0))
+        rows = self.journal.rows.get(claimed.id, [])
+        self.journal.rows[claimed.id] = [row for row in rows if up_to is None or row.seq <= up_to]
+        self.journal.moves.pop(claimed.id, None)
+        self.journal._event(claimed.id).clear()
+        self.executor.start(again)
+        return again
+
+    def result(self, move: Move) -> Any:
+        """The decoded result of a run that completed."""
+        assert isinstance(move, End), move
+        assert move.status == "c", move
+        assert move.output is not None
+        return self.workflow.ref.decode_output(move.output)
+
+    def _make_transactions(self, in_thread: Any) -> MemoryTransactions:
+        self.transactions = MemoryTransactions(self.journal, in_thread)
+        return self.transactions
+
+    def _count(self) -> None:
+        self.freed += 1
