@@ -18,9 +18,11 @@ from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._lent import check_callers, is_in_transaction
+from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row
 from kedge_client._settings import ClientSettings
+from kedge_client._shared_starts import SharedStarts
 from kedge_client._waiting_room import Waiter, WaitingRoom
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ class AsyncCore:
         self._connections = connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._room: WaitingRoom | None = None
+        self._shared = SharedStarts(self.call, wake=settings.wake)
 
     async def call(self, call: Call[T]) -> T:
         """
@@ -78,6 +81,13 @@ class AsyncCore:
             if failure is None:
                 return call.read(answers[0].rows)
             await asyncio.sleep(attempts.failed(failure, call.explain))
+
+    async def start(self, one: Start) -> Started:
+        """Start one run; with others in one transaction, where many come at once."""
+        self._check_loop()
+        if one.request.key is None:
+            return await self._shared.start(one)
+        return await self.call(calls.start(one, wake=self.settings.wake))
 
     async def execute_in(
         self, conn: AsyncConnection, commands: Iterable[Command], *, explain: Explain | None = None

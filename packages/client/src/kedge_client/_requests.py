@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 from uuid import UUID
 
@@ -13,7 +14,6 @@ from kedge.errors import InputConflictError, InvalidOptionError, KedgeError, Run
 from kedge.ids import new_run_id
 from kedge.options import StartOptions
 from kedge.refs import RunRequest
-from kedge.run_state import RunStatus
 from kedge_client._round_trip import Command, Row
 from kedge_client._statements import START_MANY
 
@@ -36,7 +36,6 @@ class Started(NamedTuple):
 
     run_id: UUID
     created: bool
-    status: RunStatus
 
 
 def check_reason(reason: object) -> str | None:
@@ -111,10 +110,10 @@ def started(start: Start, row: Row) -> Started:
         InputConflictError: The key is taken by a run with another input, or of another resource.
         RunExistsError: The key is taken, and on_conflict says "raise".
     """
-    run_id, created, status, conflict = row[:4]
+    run_id, created, _, conflict = row[:4]
     if conflict is not None:
         raise _taken(start, run_id, other_input=conflict == "input")
-    return Started(run_id, created, status)
+    return Started(run_id, created)
 
 
 def conflict_of(starts: Iterable[Start], error: psycopg.Error) -> KedgeError | None:
@@ -224,19 +223,19 @@ def batch_commands(cut: Iterable[Batch]) -> Iterator[Command]:
 
 def started_in(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[int, Started]]:
     """Read what start_runs_v1 answered: place in the caller's list, and what became of that start."""
-    first = batch.starts[0].request.options
-    status: RunStatus = "pending" if first.delay is None and first.start_at is None else "waiting"
     special = {row[0]: row[1:] for row in rows}
     for number, (place, start) in enumerate(zip(batch.places, batch.starts, strict=True), 1):
         row = special.get(number)
-        yield place, started(start, row) if row else Started(start.run_id, created=True, status=status)
+        yield place, started(start, row) if row else Started(start.run_id, created=True)
 
 
 def doorbells(starts: Iterable[Start]) -> list[tuple[str, str]]:
     """Return whom to ring for: (queue, workflow), once each, of the runs that are due at once."""
-    bells = {
-        (request.options.queue, request.ref.qualified_name): None
-        for request, _ in starts
-        if request.options.delay is None and request.options.start_at is None
-    }
+    now = datetime.now(UTC)
+    bells: dict[tuple[str, str], None] = {}
+    for request, _ in starts:
+        options = request.options
+        # A clock that is a little off costs no more than a ring in vain, or a run that is found by a poll.
+        if not options.delay and (options.start_at is None or options.start_at <= now):
+            bells[options.queue, request.ref.qualified_name] = None
     return list(bells)

@@ -149,10 +149,10 @@ class Client:
             OutcomeUnknownError: The database did not answer: the run may have been started.
         """
         one = new_start(request, self._resource)
-        wake = self._core.settings.wake
         if conn is None:
-            found = self._core.call(calls.start(one, wake=wake))
+            found = self._core.start(one)
         else:
+            wake = self._core.settings.wake
             found = started(one, self._core.execute_in(conn, calls.start_here(one, wake=wake))[0][0])
         return RunHandle(
             self._core, request.ref, found.run_id, resource=self._resource, created=found.created, conn=conn

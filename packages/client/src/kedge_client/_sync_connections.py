@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
@@ -13,6 +11,7 @@ from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 import psycopg
 
 from kedge.errors import ClosedClientError, InvalidOptionError, UnavailableError
+from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_lent, conninfo_of
 from kedge_client._link import Link
 
@@ -70,7 +69,7 @@ class OwnSyncConnections:
         self._closed = False
         self._idle: list[SyncLink] = []
         self._free = threading.Semaphore(maximum)
-        _all_own.add(self)
+        begin_anew_after_fork(self)
 
     def take(self, until: float) -> SyncLink:
         if self._closed:
@@ -100,7 +99,7 @@ class OwnSyncConnections:
         return self._conninfo
 
     def after_fork(self) -> None:
-        """Begin anew in a child: two processes on one socket would read each other's answers."""
+        # Two processes on one socket would read each other's answers.
         _of_the_parent.extend(self._idle)
         self._idle = []
         # The old one may have been held by a thread that does not exist here.
@@ -184,15 +183,3 @@ class LentSyncConnections:
             loan.__exit__(type(error), error, error.__traceback__)
             raise
         return link
-
-
-_all_own: Final[weakref.WeakSet[OwnSyncConnections]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for connections in list(_all_own):
-        connections.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -17,7 +17,9 @@ from kedge.errors import OutcomeUnknownError, UnavailableError
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
 from kedge_client._failures import Fate, fate, refusal_in_transaction
+from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_callers, is_in_transaction
+from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row
 from kedge_client._settings import ClientSettings
@@ -38,6 +40,7 @@ class SyncCore:
         self._connections = connections
         self._lock = threading.Lock()
         self._thread: WaitingThread | None = None
+        begin_anew_after_fork(self)
 
     def call(self, call: Call[T]) -> T:
         """
@@ -76,6 +79,10 @@ class SyncCore:
             if failure is None:
                 return call.read(answers[0].rows)
             time.sleep(attempts.failed(failure, call.explain))
+
+    def start(self, one: Start) -> Started:
+        """Start one run."""
+        return self.call(calls.start(one, wake=self.settings.wake))
 
     def execute_in(
         self, conn: SyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
@@ -135,14 +142,16 @@ class SyncCore:
             thread.close()
         self._connections.close()
 
+    def after_fork(self) -> None:
+        """Forget the thread, which was not forked along, and the lock, which it may have held."""
+        self._lock = threading.Lock()
+        self._thread = None
+
     def _waiting_thread(self) -> WaitingThread:
-        thread = self._thread
-        if thread is None or not thread.is_alive():
-            with self._lock:
-                thread = self._thread
-                if thread is None or not thread.is_alive():
-                    thread = self._thread = WaitingThread(self.settings, self._look, self._connections.conninfo)
-        return thread
+        with self._lock:
+            if self._thread is None:
+                self._thread = WaitingThread(self.settings, self._look, self._connections.conninfo)
+            return self._thread
 
     def _look(self, ids: list[UUID]) -> list[ResultRow]:
         return self.call(calls.results(ids))

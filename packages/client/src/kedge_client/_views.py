@@ -77,6 +77,11 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None = None
     """Of a failed run."""
 
+    def __repr__(self) -> str:
+        # Without payloads: a repr ends up in logs.
+        version = f"@{self.version}" if self.version else ""
+        return f"<RunView {self.workflow}{version} {self.id} {self.status}>"
+
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of a step, in the order in which outcomes reached the handler."""
@@ -94,6 +99,9 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
     value: object = None
     """In plain values."""
     error: ErrorInfo | None = None
+
+    def __repr__(self) -> str:
+        return f"<StepView {self.seq} {self.key} {self.kind}>"
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):

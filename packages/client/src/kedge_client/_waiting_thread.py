@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -36,7 +35,6 @@ class WaitingThread:
         async def conninfo_async() -> str:
             return conninfo()
 
-        self._pid = os.getpid()
         # Not the platform's choice: psycopg works on no proactor.
         self._loop = asyncio.SelectorEventLoop()
         self._room = WaitingRoom(
@@ -47,10 +45,6 @@ class WaitingThread:
         )
         self._thread = threading.Thread(target=self._run, name="kedge results", daemon=True)
         self._thread.start()
-
-    def is_alive(self) -> bool:
-        """Tell whether the thread runs, in this process: a fork takes no threads along."""
-        return self._pid == os.getpid() and self._thread.is_alive()
 
     def wait(self, wait: Wait[Any]) -> ResultRow:
         """
@@ -79,8 +73,6 @@ class WaitingThread:
 
     def close(self) -> None:
         """End the thread; whoever waits in it gets ClosedClientError."""
-        if not self.is_alive():
-            return
         asyncio.run_coroutine_threadsafe(self._room.close(), self._loop).add_done_callback(
             lambda _: self._loop.call_soon_threadsafe(self._loop.stop)
         )
