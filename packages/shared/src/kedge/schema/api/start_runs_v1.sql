@@ -57,7 +57,9 @@ begin
 
     if p_tags is not null then
         insert into kedge.run_tags (tag, run_id)
-        select distinct t, i from unnest(p_tags) as t cross join unnest(coalesce(v_new, p_ids)) as i;
+        select distinct t, i
+          from unnest(p_tags) as t
+         cross join unnest(case when v_stored = cardinality(p_ids) then p_ids else v_new end) as i;
     end if;
 
     if v_stored < cardinality(p_ids) then
