@@ -33,7 +33,8 @@ begin
     v_cancelled := array(select r.id from kedge.runs r where r.id = any (v_ids) and r.request = 'x');
     perform kedge.end_runs(
         v_worker.id, array_agg(r.id), array_agg(r.epoch), array_agg('x'::text), array_agg(null::bytea),
-        array_agg(null::bytea), array_agg(r.reason), array_agg(0), array_agg(0), array_agg(0))
+        array_agg(null::bytea), array_agg(r.reason), array_agg(0),
+        array_agg((select coalesce(max(j.seq), 0) from kedge.journal j where j.run_id = r.id)), array_agg(0))
        from kedge.runs r where r.id = any (v_cancelled) having count(*) > 0;
 
     update kedge.runs r
