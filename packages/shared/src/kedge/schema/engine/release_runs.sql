@@ -9,11 +9,18 @@ declare
     v_ended int;
     v_released int;
 begin
+    -- First the locks, then the look: a request that is being sorted just now is seen by both statements below.
+    perform 1
+       from unnest(p_ids, p_epochs) as x(id, epoch)
+      cross join lateral (
+            select 1 from kedge.runs r
+             where r.id = x.id and r.epoch = x.epoch and r.worker_id is not distinct from p_worker offset 0 for update) r;
+
     select kedge.end_runs(p_worker, array_agg(x.id), array_agg(x.epoch), array_agg('x'::text), array_agg(null::bytea),
                           array_agg(null::bytea), array_agg(null::text), array_agg(0), array_agg(x.last), array_agg(0))
       into v_ended
       from unnest(p_ids, p_epochs, p_last) as x(id, epoch, last)
-     cross join lateral (select 1 from kedge.runs r where r.id = x.id and r.request = 'x' offset 0 for update) r
+     cross join lateral (select 1 from kedge.runs r where r.id = x.id and r.request = 'x' offset 0) r
     having count(*) > 0;
 
     update kedge.runs r
