@@ -58,12 +58,36 @@ begin
     return next;
 end $$;
 
--- A letter that cannot be sorted leaves, with its reason, so that it stops nobody else.
+-- The letter at the head leaves, with the reason, if it really cannot be sorted, so that it stops nobody else. It is
+-- tried once more under the lock: another courier may have failed it meanwhile, and the next one is innocent.
 create or replace function kedge.fail_letter(p_error text) returns void
-language sql as $$
+language plpgsql as $$
+declare
+    v_head bigint;
+begin
+    if not pg_try_advisory_xact_lock('kedge.inbox'::regclass::oid::int, 1) then
+        return;
+    end if;
+    select i.seq into v_head from kedge.inbox i order by i.seq limit 1;
+    begin
+        perform kedge.sort_inbox(1);
+        -- Undone: the courier sorts it, and hears from that whom to ring.
+        raise exception using errcode = 'KE006', message = 'the letter can be sorted';
+    exception
+        when sqlstate 'KE006' then
+            return;
+        when others then
+            -- Not about this letter: privileges and schema, a lost race, a lock, a server out of resources or going.
+            if left(sqlstate, 2) in ('40', '42', '53', '55', '57') then
+                raise;
+            end if;
+    end;
+    -- Under the lock letters only come. If one came late with an older seq, it is not known which of them was bad.
+    if v_head is distinct from (select i.seq from kedge.inbox i order by i.seq limit 1) then
+        return;
+    end if;
     with gone as (
-        delete from kedge.inbox where (seq, run_id) = (select seq, run_id from kedge.inbox order by seq limit 1)
-        returning seq, run_id, id, sent_at, kind, reason)
+        delete from kedge.inbox i where i.seq = v_head returning i.seq, i.run_id, i.id, i.sent_at, i.kind, i.reason)
     insert into kedge.inbox_failed (seq, run_id, id, sent_at, kind, reason, failed_at, error)
-    select seq, run_id, id, sent_at, kind, reason, kedge.instant(), left(p_error, 1000) from gone
-$$;
+    select g.seq, g.run_id, g.id, g.sent_at, g.kind, g.reason, kedge.instant(), left(p_error, 1000) from gone g;
+end $$;
