@@ -156,6 +156,14 @@ HOT: Final[dict[str, Hot]] = {
         by={"runs_pkey", "journal_pkey"},
         touches=4 * BATCH,
     ),
+    "release: lock": Hot(
+        side="journal",
+        within=("release_runs", "perform 1"),
+        variables=LIVE,
+        arguments=(crowd.WORKER, OWN, [crowd.EPOCH] * BATCH),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
     "release: requests": Hot(
         side="journal",
         within=("release_runs", "select kedge.end_runs("),
@@ -198,7 +206,14 @@ HOT: Final[dict[str, Hot]] = {
         touches=3,
     ),
     "has mail": Hot(side="control", statement=worker.HAS_MAIL, touches=1),
-    "leave": Hot(side="control", statement=worker.LEAVE, arguments=(crowd.WORKER,), by={"runs_owned"}, touches=1),
+    "leave": Hot(
+        side="control",
+        within=("leave", "delete from kedge.workers w"),
+        variables={"p_worker": "uuid"},
+        arguments=(crowd.WORKER,),
+        by={"runs_owned"},
+        touches=1,
+    ),
     "courier: batch": Hot(
         side="control",
         within=("sort_inbox", "select coalesce(array_agg(b.seq)"),
@@ -246,6 +261,14 @@ HOT: Final[dict[str, Hot]] = {
         arguments=(crowd.WORKER,),
         by={"runs_owned"},
         touches=crowd.RUNNING // 3,
+    ),
+    "take back: requests": Hot(
+        side="control",
+        within=("take_back", "perform kedge.end_runs("),
+        variables={"v_worker.id": "uuid", "v_cancelled": "uuid[]"},
+        arguments=(crowd.WORKER, OWN),
+        by={"runs_pkey", "journal_pkey"},
+        touches=4 * BATCH,
     ),
     "take back": Hot(
         side="control",

@@ -209,15 +209,7 @@ REQUESTS: Final = """
 TAKE_BACK: Final = "select worker_id, worker_name, freed, ended, remaining from kedge.take_back(%(protocol)s::smallint)"
 
 # The row goes only when nothing is owned; else it lapses, and its take back charges nobody.
-LEAVE: Final = """
-    with awake as (delete from kedge.idle where worker_id = %(worker)s),
-    gone as (
-        delete from kedge.workers w
-         where w.id = %(worker)s
-           and not exists (select 1 from kedge.runs r where r.worker_id = w.id and r.state = 'r')
-        returning 1)
-    update kedge.workers set leaving = true where id = %(worker)s and not exists (select 1 from gone)
-"""
+LEAVE: Final = "select kedge.leave(%(worker)s)"
 
 # For a life that lapsed while the database was away: its runs are free at once, and nobody is charged.
 ABANDON: Final = """
