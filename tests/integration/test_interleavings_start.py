@@ -1,0 +1,297 @@
+"""A start meets its own repeat, its equals, its caller's transaction, and the workers."""
+
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import errors
+
+from kedge.ids import new_run_id
+from tests import moves
+from tests.sessions import Session, Sessions
+
+LEVELS = ("read committed", "repeatable read", "serializable")
+
+
+# ---- repeats ------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_repeated_after_the_run_has_ended_executes_nothing_again(db: Session) -> None:
+    worker = moves.register(db)
+    run = new_run_id()
+    moves.start(db, run)
+    (claimed,) = moves.claim_alone(db, worker)
+    moves.end(db, worker, claimed)
+
+    again = moves.start(db, run)
+
+    assert again == moves.Started(run, created=True, status="completed", conflict=None)
+    assert moves.claim_alone(db, worker) == []
+    assert db.value("select count(*) from kedge.runs") == 0
+
+
+def test_a_keyed_start_repeated_after_the_run_has_ended_executes_nothing_again(db: Session) -> None:
+    worker = moves.register(db)
+    run = new_run_id()
+    moves.start(db, run, key="k", tags=["a"])
+    (claimed,) = moves.claim_alone(db, worker)
+    moves.end(db, worker, claimed)
+
+    again = moves.start(db, run, key="k", tags=["a"])
+
+    assert again == moves.Started(run, created=True, status="completed", conflict=None)
+    assert moves.claim_alone(db, worker) == []
+
+
+@pytest.mark.parametrize("step", ["pending", "running", "waiting"])
+def test_a_repeated_start_answers_as_the_first_did_with_the_present_status(db: Session, step: str) -> None:
+    run = new_run_id()
+    moves.start(db, run, delay_s=60 if step == "waiting" else None, tags=["a", "b"])
+    if step == "running":
+        moves.claim_alone(db, moves.register(db))
+
+    again = moves.start(db, run, tags=["a", "b"])
+
+    assert again == moves.Started(run, created=True, status=step, conflict=None)
+    assert db.value("select count(*) from kedge.journal where run_id = $1", (run,)) == 1
+
+
+def test_a_start_and_its_repeat_at_the_same_time_make_one_run(sessions: Sessions) -> None:
+    first, second = sessions.open(), sessions.open()
+    run = new_run_id()
+    first.begin()
+    moves.start(first, run)
+
+    repeat = second.later(moves.start, run)
+    sessions.wait_until_blocked(second, first)
+    first.commit()
+
+    assert repeat.result() == moves.Started(run, created=True, status="pending", conflict=None)
+    assert list(moves.statuses(second)) == [run]
+
+
+def test_the_repeat_of_a_start_that_was_rolled_back_creates_the_run(sessions: Sessions) -> None:
+    first, second = sessions.open(), sessions.open()
+    run = new_run_id()
+    first.begin()
+    moves.start(first, run, key="k", tags=["a"])
+
+    repeat = second.later(moves.start, run, key="k", tags=["a"])
+    sessions.wait_until_blocked(second, first)
+    first.rollback()
+
+    assert repeat.result().created
+    assert moves.statuses(second) == {run: "pending"}
+
+
+@pytest.mark.parametrize("tags", [None, ["a", "b"]])
+@pytest.mark.parametrize("stored", [0, 1, 3])
+def test_a_repeated_bulk_start_stores_what_is_missing_and_nothing_twice(
+    db: Session, tags: list[str] | None, stored: int
+) -> None:
+    runs = [new_run_id() for _ in range(3)]
+    if stored:
+        moves.start_many(db, runs[:stored], tags=tags)
+
+    answer = moves.start_many(db, runs, tags=tags)
+
+    assert answer == [
+        (place, moves.Started(run, created=True, status="pending", conflict=None))
+        for place, run in enumerate(runs[:stored], 1)
+    ]
+    assert moves.statuses(db) == dict.fromkeys(runs, "pending")
+    assert db.value("select count(*) from kedge.run_tags") == 3 * len(tags or ())
+
+
+def test_a_repeated_bulk_start_leaves_runs_that_have_ended_alone(db: Session) -> None:
+    worker = moves.register(db)
+    runs = [new_run_id() for _ in range(3)]
+    moves.start_many(db, runs)
+    for claimed in moves.claim_alone(db, worker, 2):
+        moves.end(db, worker, claimed)
+
+    answer = moves.start_many(db, runs)
+
+    assert [(place, one.status) for place, one in answer] == [(1, "completed"), (2, "completed"), (3, "pending")]
+    assert [claimed.id for claimed in moves.claim_alone(db, worker)] == [runs[2]]
+
+
+def test_a_start_that_is_rolled_back_leaves_nothing(db: Session) -> None:
+    db.begin()
+    moves.start(db, key="k", tags=["a"])
+    db.rollback()
+
+    for table in ("runs", "journal", "run_keys", "run_tags"):
+        assert db.value(f"select count(*) from kedge.{table}") == 0
+
+
+# ---- equal keys ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_of_two_racing_starts_with_one_key_the_later_gets_the_earlier_ones_run(sessions: Sessions, level: str) -> None:
+    winner, loser = sessions.open(), sessions.open()
+    winner.begin(level)
+    first = moves.start(winner, key="k")
+    loser.begin(level)
+    loser.rows("select 1 from kedge.run_keys")  # its snapshot stands before the winner's commit
+
+    second = loser.later(moves.start, key="k")
+    sessions.wait_until_blocked(loser, winner)
+    winner.commit()
+
+    if level == "read committed":
+        answer = second.result()
+        loser.commit()
+    else:
+        with pytest.raises(errors.SerializationFailure):  # passed up: the caller repeats its transaction
+            second.result()
+        loser.rollback()
+        loser.begin(level)
+        answer = moves.start(loser, key="k")
+        loser.commit()
+    assert answer == moves.Started(first.run, created=False, status="pending", conflict=None)
+    assert list(moves.statuses(loser)) == [first.run]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_of_two_racing_starts_with_one_key_the_later_creates_the_run_when_the_earlier_rolls_back(
+    sessions: Sessions, level: str
+) -> None:
+    winner, loser = sessions.open(), sessions.open()
+    winner.begin(level)
+    moves.start(winner, key="k")
+    loser.begin(level)
+    loser.rows("select 1 from kedge.run_keys")
+
+    second = loser.later(moves.start, key="k")
+    sessions.wait_until_blocked(loser, winner)
+    winner.rollback()
+
+    answer = second.result()
+    loser.commit()
+    assert (answer.created, answer.status) == (True, "pending")
+    assert list(moves.statuses(loser)) == [answer.run]
+
+
+def test_the_winner_of_a_key_may_have_ended_before_the_loser_reads_it(sessions: Sessions) -> None:
+    winner, loser = sessions.open(), sessions.open()
+    worker = moves.register(winner)
+    winner.begin()
+    first = moves.start(winner, key="k")
+    (claimed,) = moves.claim(winner, worker)  # all in one transaction: the loser sees nothing between
+    moves.end(winner, worker, claimed)
+
+    second = loser.later(moves.start, key="k")
+    sessions.wait_until_blocked(loser, winner)
+    winner.commit()
+
+    assert second.result() == moves.Started(first.run, created=False, status="completed", conflict=None)
+
+
+def test_batches_with_the_same_keys_in_opposite_orders_wait_for_each_other_and_do_not_deadlock(
+    sessions: Sessions,
+) -> None:
+    one, other = sessions.open(), sessions.open()
+    one.begin()
+    moves.start_many(one, [new_run_id() for _ in range(3)], keys=["a", "b", "c"])
+    other.begin()
+
+    second = other.later(moves.start_many, [new_run_id() for _ in range(3)], keys=["c", "b", "a"])
+    sessions.wait_until_blocked(other, one)
+    one.commit()
+
+    answer = second.result()
+    other.commit()
+    assert sorted((place, started.created) for place, started in answer) == [(1, False), (2, False), (3, False)]
+    assert len(moves.statuses(other)) == 3
+
+
+def test_a_bulk_start_with_one_key_twice_answers_the_second_with_the_first(db: Session) -> None:
+    runs = [new_run_id() for _ in range(3)]
+
+    answer = moves.start_many(db, runs, keys=["k", None, "k"])
+
+    ((place, taken),) = answer
+    first = runs[0] if place == 3 else runs[2]
+    assert (taken.run, taken.created) == (first, False)
+    assert len(moves.statuses(db)) == 2
+
+
+# ---- a caller's open transaction ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_callers_open_start_blocks_no_claim_and_no_flush(sessions: Sessions, level: str) -> None:
+    db, caller = sessions.open(), sessions.open()
+    journal = sessions.open(lock_timeout="50ms")
+    worker = moves.register(db)
+    (earlier,) = moves.started(db)
+    caller.begin(level)
+    hidden = moves.start(caller, key="k", tags=["a"]).run
+    assert hidden is not None
+
+    (claimed,) = moves.claim_alone(journal, worker)
+    journal.begin()
+    moves.hold(journal, worker)
+    kept = moves.keep(journal, worker, claimed)
+    ended = moves.end(journal, worker, claimed, rows=(1, 1))
+    journal.commit()
+
+    assert (claimed.id, kept, ended) == (earlier, 1, 1)
+    assert moves.claim_alone(journal, worker) == []
+    caller.commit()
+    assert [claimed.id for claimed in moves.claim_alone(journal, worker)] == [hidden]
+
+
+def test_a_start_and_its_cancel_in_one_transaction_end_the_run_before_anybody_executes_it(sessions: Sessions) -> None:
+    db, caller = sessions.open(), sessions.open()
+    worker = moves.register(db)
+    caller.begin("repeatable read")
+    run = moves.start(caller).run
+    assert run is not None
+    accepted = moves.cancel(caller, run)
+    assert moves.sort_inbox(db).letters == 0
+    caller.commit()
+
+    claimed = moves.claim_alone(db, worker)
+    sorted_ = moves.sort_inbox(db)
+
+    assert accepted == (True, "pending")
+    assert claimed == []
+    assert sorted_.ended == [run]
+    assert moves.status(db, run) == "cancelled"
+
+
+def test_a_start_that_commits_late_is_claimed_though_its_place_is_below_the_floor(sessions: Sessions) -> None:
+    db, caller = sessions.open(), sessions.open()
+    worker = moves.register(db)
+    caller.begin()
+    late = moves.start(caller).run
+    moves.started(db, 2)
+    (_, second) = moves.claim_alone(db, worker)
+    caller.commit()
+
+    above = moves.claim(db, worker, floors={moves.LANE: (second.rank, second.seq)})
+    anew = moves.claim(db, worker)  # the floor is thrown away once a second, and after a claim that was not full
+
+    assert above == []
+    assert [claimed.id for claimed in anew] == [late]
+
+
+# ---- what a start refuses -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("off_s", [-3700, 3700])
+def test_an_id_from_a_wrong_clock_is_refused_and_leaves_nothing(db: Session, off_s: int) -> None:
+    right = new_run_id()
+    wrong = UUID(int=right.int + (off_s * 1000 << 80))
+
+    with pytest.raises(psycopg.Error) as refused:
+        moves.start(db, wrong, key="k")
+    with pytest.raises(psycopg.Error) as refused_many:
+        moves.start_many(db, [right, wrong])
+
+    assert (refused.value.sqlstate, refused_many.value.sqlstate) == ("KE004", "KE004")
+    assert db.value("select count(*) from kedge.run_keys") == 0
+    assert moves.statuses(db) == {}
