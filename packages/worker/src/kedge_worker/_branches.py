@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from kedge.errors import ForeignTaskError, HandlerUseError, InvalidNameError, NestedStepError, WrongThreadError
 from kedge.names import MAX_NAME_BYTES, check_step_id
-from kedge_worker._turns import Turns
+from kedge_worker._turns import Rounds, Turns
 
 T = TypeVar("T")
 
@@ -135,16 +135,19 @@ class RunBranches:
 class BranchTasks:
     """All branches of one event loop, by their tasks."""
 
-    __slots__ = ("_inner", "_newborn", "by_task")
+    __slots__ = ("_inner", "_newborn", "by_task", "loop", "rounds")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.rounds = Rounds(loop)
         self.by_task: dict[Task | None, Branch] = {}
         self._inner: TaskFactory | None = None
         self._newborn: _Newborn | None = None
 
     @contextlib.contextmanager
-    def installed(self, loop: asyncio.AbstractEventLoop) -> Generator[None]:
+    def installed(self) -> Generator[None]:
         """Wrap the loop's own task factory, and put it back at the end."""
+        loop = self.loop
         self._inner = inner = loop.get_task_factory()
         loop.set_task_factory(cast("Any", self._make))
         try:

@@ -91,7 +91,6 @@ class Execution:
         transactions: Transactions,
         threads: Threads,
         tasks: BranchTasks,
-        loop: asyncio.AbstractEventLoop,
         owner: Owner,
     ) -> None:
         self.run = run
@@ -99,7 +98,7 @@ class Execution:
         self.transactions = transactions
         self.threads = threads
         self.tasks = tasks
-        self.loop = loop
+        self.loop = tasks.loop
         self.owner = owner
         self.branches = RunBranches(self._make_turns)
         self.memo = Memo(run.claimed.memo) if run.claimed.memo else None
@@ -160,7 +159,7 @@ class Execution:
         if branches.others and here.task is not None:
             branches.loose.discard(here.task)
             if branches.turns is not None:
-                branches.turns.look()
+                branches.turns.nudge()
         return here
 
     def leave(self, here: Branch) -> None:
@@ -283,7 +282,7 @@ class Execution:
             )
 
     def _make_turns(self, branches: RunBranches) -> Turns:
-        return Turns(branches.loose, self.memo, self.loop)
+        return Turns(branches.loose, self.memo, self.tasks.rounds, self.loop)
 
 
 def _nothing() -> None:

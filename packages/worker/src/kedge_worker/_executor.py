@@ -61,18 +61,17 @@ class Executor:
         self._handler_threads = Threads(threads, name="kedge-handler")
         self._transactions = transactions(self._step_threads.run)
         self._on_free = on_free
-        self._branches = BranchTasks()
+        self._branches: BranchTasks | None = None
         self._resources = contextlib.ExitStack()
         self._executions: dict[LiveRun, Execution] = {}
         self._outcomes: dict[LiveRun, Outcome] = {}
         self._leaving = False
         self._quiet: asyncio.Future[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
         """Begin, in the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        self._resources.enter_context(self._branches.installed(self._loop))
+        self._branches = BranchTasks(asyncio.get_running_loop())
+        self._resources.enter_context(self._branches.installed())
 
     async def aclose(self) -> None:
         """Put the event loop's task factory back; threads end when their functions do."""
@@ -90,12 +89,12 @@ class Executor:
         workflow = self._registry.get(claimed.workflow)
         if claimed.cancel_asked:
             self._move(run, Cancelled(claimed.reason))
-        elif self._leaving or self._loop is None:
+        elif self._leaving or self._branches is None:
             self._move(run, Released())
         elif workflow is None:
             self._move(run, Mismatched(f"this worker has no handler for workflow {claimed.workflow!r}"))
         else:
-            self._execute(run, workflow, self._loop)
+            self._execute(run, workflow, self._branches)
         return run
 
     def ask_cancel(self, run_id: UUID, reason: str | None) -> None:
@@ -159,14 +158,14 @@ class Executor:
 
     # ---- executing
 
-    def _execute(self, run: LiveRun, workflow: Workflow[Any, Any], loop: asyncio.AbstractEventLoop) -> None:
+    def _execute(self, run: LiveRun, workflow: Workflow[Any, Any], branches: BranchTasks) -> None:
+        loop = branches.loop
         execution = Execution(
             run,
             journal=self._journal,
             transactions=self._transactions,
             threads=self._step_threads,
-            tasks=self._branches,
-            loop=loop,
+            tasks=branches,
             owner=self,
         )
         self._executions[run] = execution
@@ -175,7 +174,7 @@ class Executor:
             task = asyncio.Task(self._handle(execution, workflow), loop=loop)
             root = execution.branches.root
             root.task = task
-            self._branches.by_task[task] = root
+            branches.by_task[task] = root
             execution.interrupt = task.cancel
         else:
             task = asyncio.Task(self._handle_in_thread(execution, workflow), loop=loop)
@@ -198,7 +197,7 @@ class Executor:
         if execution.branches.others:
             await self._end_leftovers(execution)
         if execution.task is not None:
-            del self._branches.by_task[execution.task]
+            del execution.tasks.by_task[execution.task]
         self._ended(execution, outcome)
 
     async def _handle_in_thread(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:

@@ -27,8 +27,8 @@ COMMITTED: Final = 1 << 40
 LIVE: Final = COMMITTED + 1
 """The place of an outcome of this life: behind everything from earlier lives."""
 
-# A finished task, a gather in a gather, a shield: each hop between futures takes one round of the event loop.
-_CALM_ROUNDS: Final = 3
+# A task that has ended is news after one round of the event loop; a gather in a gather, or a shield, adds a round each.
+_CALM_ROUNDS: Final = 4
 # A task that spins with sleep(0) is never calm.
 _MOST_ROUNDS: Final = 200
 _LOOK_AGAIN_S: Final = 0.02
@@ -39,37 +39,69 @@ for that one awaits something that is not kedge's: a raw sleep, a semaphore.
 """
 
 
+class Rounds:
+    """Counts the rounds of an event loop, for as long as somebody wants to know and no longer."""
+
+    __slots__ = ("_loop", "_ticking", "_until", "now", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ticking = False
+        self._until = 0
+        self.now = 0
+        self.waiting: set[Turns] = set()
+        """Who is to look each round."""
+
+    def soon(self) -> int:
+        """Answer the round in which what happens now has had its effects; rounds are counted until then."""
+        self._until = self.now + _CALM_ROUNDS
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_soon(self._tick)
+        return self._until
+
+    def _tick(self) -> None:
+        self.now += 1
+        if self.waiting:
+            for turns in tuple(self.waiting):
+                turns.look()
+        if self.now < self._until or self.waiting:
+            self._loop.call_soon(self._tick)
+        else:
+            self._ticking = False
+
+
 class Turns:
     """Who of a run's branches gets its outcome next."""
 
     __slots__ = (
-        "_calm",
+        "_calm_at",
         "_closed",
         "_count",
         "_granted",
-        "_looking",
         "_loop",
         "_loose",
         "_memo",
+        "_restless",
         "_rounds",
-        "_settled",
         "_timer",
         "_waited_s",
         "_waiting",
     )
 
-    def __init__(self, loose: Set[asyncio.Task[Any]], memo: Memo | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loose: Set[asyncio.Task[Any]], memo: Memo | None, rounds: Rounds, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._loose = loose
         """The run's tasks that are in the handler's own code."""
         self._memo = memo
+        self._rounds = rounds
         self._loop = loop
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._count = itertools.count()
         self._granted: asyncio.Future[None] | None = None
-        self._settled = False
-        self._calm = 0
-        self._rounds = 0
-        self._looking = False
+        self._calm_at = 0
+        self._restless = 0
         self._timer: asyncio.TimerHandle | None = None
         self._waited_s = 0.0
         self._closed = False
@@ -82,52 +114,65 @@ class Turns:
         while not self._closed and not self._is_free_for(place):
             future: asyncio.Future[None] = self._loop.create_future()
             heappush(self._waiting, (place, next(self._count), future))
-            self._look_soon()
+            self._look_each_round()
             try:
                 await future
             except asyncio.CancelledError:
                 if self._granted is future:
                     self._granted = None
-                    self._look_soon()
+                self._look_each_round()
                 raise
             self._granted = None
-            if not self._has_better(place):
+            if not self._is_awaited_by(place - 1):
                 break
-        self._settled = False
-        self._calm = self._rounds = 0
-        self._look_soon()
+        self.stir()
 
     def stir(self) -> None:
-        """A task of the run was made or has ended."""
-        self._settled = False
-        self._calm = 0
-        self._look_soon()
+        """Something happens in the handler's code: a task was made or has ended, an outcome is handed out."""
+        self._calm_at = self._rounds.soon()
+        if self._waiting and not self._closed:
+            self._rounds.waiting.add(self)
 
-    def look(self) -> None:
-        """An operation began: who waits for what its task might have asked may wait no longer."""
+    def nudge(self) -> None:
+        """An operation begins: who waits for what its task might have asked may wait no longer."""
         if self._waiting:
-            self._look_soon()
+            self._look_each_round()
 
     def close(self) -> None:
         """The run leaves: nothing is handed out any more."""
         self._closed = True
+        self._rounds.waiting.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         for _, _, future in self._waiting:
             if not future.done():
                 future.set_result(None)
 
+    def look(self) -> None:
+        """Once a round, while somebody waits: hand out the next outcome if all is calm."""
+        if self._rounds.now < self._calm_at:
+            return
+        if self._is_stirring() and self._restless < _MOST_ROUNDS:
+            self._restless += 1
+            return
+        self._restless = 0
+        self._rounds.waiting.discard(self)
+        self._grant()
+
     def _is_free_for(self, place: int) -> bool:
-        if not self._settled or self._granted is not None or self._has_better(place) or self._is_stirring():
+        if self._rounds.now < self._calm_at or self._granted is not None:
+            return False
+        if self._is_awaited_by(place) or self._is_stirring():
             return False
         lowest = None if self._memo is None else self._memo.lowest()
         return lowest is None or lowest >= place
 
-    def _has_better(self, place: int) -> bool:
+    def _is_awaited_by(self, place: int) -> bool:
+        """Whether somebody waits for a turn up to this place."""
         waiting = self._waiting
         while waiting and waiting[0][2].done():
             heappop(waiting)
-        return bool(waiting) and waiting[0][0] < place
+        return bool(waiting) and waiting[0][0] <= place
 
     def _is_stirring(self) -> bool:
         """Whether a task that is in the handler's own code is about to run."""
@@ -137,26 +182,13 @@ class Turns:
                 return True
         return False
 
-    def _look_soon(self) -> None:
-        if not self._looking and not self._closed:
-            self._looking = True
-            self._loop.call_soon(self._look)
-
-    def _look(self) -> None:
-        self._looking = False
-        self._rounds += 1
-        self._calm = 0 if self._is_stirring() else self._calm + 1
-        if self._calm < _CALM_ROUNDS and self._rounds < _MOST_ROUNDS:
-            self._look_soon()
-            return
-        self._settled = True
-        self._grant()
+    def _look_each_round(self) -> None:
+        if not self._closed:
+            self._rounds.waiting.add(self)
+            self._rounds.soon()
 
     def _grant(self) -> None:
-        if self._granted is not None or self._closed:
-            return
-        self._has_better(0)  # forgets who was cancelled
-        if not self._waiting:
+        if self._granted is not None or self._closed or not self._is_awaited_by(LIVE):
             return
         place = self._waiting[0][0]
         memo = self._memo
@@ -187,4 +219,4 @@ class Turns:
     def _look_again(self) -> None:
         self._timer = None
         self._waited_s += _LOOK_AGAIN_S
-        self._look_soon()
+        self._look_each_round()
