@@ -1,0 +1,150 @@
+"""How fast one process drains what was prepared: its rate, and what that cost Python and Postgres."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, LiteralString
+
+import psutil
+import psycopg
+
+from benchmarks.server import BenchServer
+
+IN_FLIGHT: Final = 50
+WARM_UP_S: Final = 0.3
+_LONGEST_START_S: Final = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Something to drain: what prepares it, who drains it, and how its ends are seen in the database."""
+
+    name: str
+    steps: int
+    """A run."""
+    prepare: Callable[[str, int], object]
+    """Given the URL and how many runs."""
+    command: tuple[str, ...]
+    """Module and arguments behind the URL."""
+    ended_at: LiteralString
+    """A select of when each run that has ended did."""
+    schema: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drained:
+    """What a window of the drain showed."""
+
+    runs: int
+    seconds: float
+    ran_dry: bool
+    """Nothing was left before the window closed: seconds are those until the last end, CPU shares are too low."""
+    worker_cpu: float
+    """Of one core."""
+    postgres_cpu: float | None
+    wal_bytes_per_run: float
+    transactions_per_run: float
+    statements_per_run: float
+    """Sent on the connection that writes, over the whole drain; those inside of functions are not counted."""
+
+    @property
+    def runs_per_s(self) -> float:
+        return self.runs / self.seconds
+
+
+class Drainer:
+    """The process, from its start to its end."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self._seen = psutil.Process(process.pid)
+
+    def wait_until_ready(self) -> None:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line == "ready\n", f"the process ended, or says {line!r}"
+
+    def begin(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("begin\n")
+        self._process.stdin.flush()
+
+    def cpu_s(self) -> float:
+        times = self._seen.cpu_times()
+        return float(times.user + times.system)
+
+    def end(self) -> dict[str, float]:
+        """Let it end, and return what it counted."""
+        self._process.terminate()
+        said, _ = self._process.communicate(timeout=30)
+        words: dict[str, float] = json.loads(said.splitlines()[-1])
+        return words
+
+
+@contextmanager
+def drainer(url: str, module: str, *arguments: str) -> Generator[Drainer]:
+    """Start it; it waits for `begin`."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", url, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        found = Drainer(process)
+        found.wait_until_ready()
+        yield found
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def drain(server: BenchServer, url: str, workload: Workload, *, seconds: float) -> Drained:
+    """Drain a prepared database for a while."""
+    until_last = "extract(epoch from max(e.at) - %(since)s::timestamptz)::float8"
+    ended = f"select count(*), {until_last} from ({workload.ended_at}) as e(at)"
+    window = f"{ended} where e.at > %(since)s::timestamptz and e.at <= %(until)s::timestamptz"
+    module, *arguments = workload.command
+    with (
+        psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn,
+        drainer(url, module, *arguments) as process,
+    ):
+        process.begin()
+        _wait_for(conn, f"select exists ({workload.ended_at})")
+        time.sleep(WARM_UP_S)
+        before, cpu_before = server.read(url), process.cpu_s()
+        time.sleep(seconds)
+        cpu_after, after = process.cpu_s(), server.read(url)
+        words = process.end()
+        between = {"since": before.server_time, "until": after.server_time}
+        runs, until_last_s = _row(conn, window, between)
+        all_runs, _ = _row(conn, ended, between)
+    took = after.at - before.at
+    dry = runs == 0 or took - until_last_s > 0.1
+    postgres_s = None if after.cpu_s is None or before.cpu_s is None else after.cpu_s - before.cpu_s
+    return Drained(
+        runs=runs,
+        seconds=until_last_s if dry and runs else took,
+        ran_dry=dry,
+        worker_cpu=(cpu_after - cpu_before) / took,
+        postgres_cpu=None if postgres_s is None else postgres_s / took,
+        wal_bytes_per_run=(after.wal_bytes - before.wal_bytes) / max(runs, 1),
+        transactions_per_run=(after.transactions - before.transactions) / max(runs, 1),
+        statements_per_run=words["statements"] / max(all_runs, 1),
+    )
+
+
+def _wait_for(conn: psycopg.Connection, question: str) -> None:
+    deadline = time.monotonic() + _LONGEST_START_S
+    while conn.execute(question.encode()).fetchone() != (True,):
+        if time.monotonic() > deadline:
+            raise TimeoutError("the drain has not begun")
+        time.sleep(0.02)
+
+
+def _row(conn: psycopg.Connection, query: str, parameters: dict[str, str]) -> tuple[int, float]:
+    row = conn.execute(query.encode(), parameters).fetchone()
+    assert row is not None
+    return int(row[0]), float(row[1] or 0)

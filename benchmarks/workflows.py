@@ -1,0 +1,42 @@
+"""The runs that are measured: no work of their own, so that only the engine's is left."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from kedge import WorkflowRef
+from kedge_worker import Context, workflow
+
+STEPS: Final = 10
+
+
+class Task(Struct, frozen=True):
+    number: int
+
+
+class Done(Struct, frozen=True):
+    ok: bool
+
+
+one_step = WorkflowRef("one-step", Task, Done)
+ten_steps = WorkflowRef("ten-steps", Task, Done)
+
+
+@workflow(one_step)
+async def handle_one_step(ctx: Context, task: Task) -> Done:
+    return await ctx.step("work", work, task)
+
+
+@workflow(ten_steps)
+async def handle_ten_steps(ctx: Context, task: Task) -> Done:
+    done = Done(False)
+    for _ in range(STEPS):
+        done = await ctx.step("work", work, task)
+    return done
+
+
+async def work(task: Task) -> Done:
+    del task
+    return Done(True)
