@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Final, TypeAlias
 
 from kedge.errors import InvalidDurationError
+from kedge.shown import shown
 
 Duration: TypeAlias = timedelta | str | int | float
 """A number is seconds."""
@@ -57,11 +58,11 @@ def parse_duration(value: object, *, option: str) -> timedelta:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         duration = _of_seconds(value, option)
     else:
-        raise InvalidDurationError(option, _shown(value), f"is a {type(value).__name__}, no duration")
+        raise InvalidDurationError(option, shown(value), f"is a {type(value).__name__}, no duration")
     if duration > MAX_DURATION:
-        raise InvalidDurationError(option, _shown(value), "is too long")
+        raise InvalidDurationError(option, shown(value), "is too long")
     if duration < _ZERO:
-        raise InvalidDurationError(option, _shown(value), "is negative")
+        raise InvalidDurationError(option, shown(value), "is negative")
     return duration
 
 
@@ -74,17 +75,17 @@ def parse_positive_duration(value: object, *, option: str) -> timedelta:
     """
     duration = parse_duration(value, option=option)
     if not duration:
-        raise InvalidDurationError(option, _shown(value), "must be longer than zero")
+        raise InvalidDurationError(option, shown(value), "must be longer than zero")
     return duration
 
 
 def _of_seconds(value: float, option: str) -> timedelta:
     # Beyond it timedelta overflows; NaN fails every comparison.
     if not -1e12 < value < 1e12:
-        raise InvalidDurationError(option, _shown(value), "is out of range")
+        raise InvalidDurationError(option, shown(value), "is out of range")
     duration = timedelta(seconds=value)
     if value and not duration:
-        raise InvalidDurationError(option, _shown(value), "is shorter than a microsecond")
+        raise InvalidDurationError(option, shown(value), "is shorter than a microsecond")
     return duration
 
 
@@ -95,7 +96,7 @@ def _of_text(text: str, option: str) -> timedelta:
         parts = _parts(text, option)
     microseconds = sum(round(float(number) * _MICROSECONDS[unit]) for number, unit in parts)
     if not microseconds and any(float(number) for number, _ in parts):
-        raise InvalidDurationError(option, _shown(text), "is shorter than a microsecond")
+        raise InvalidDurationError(option, shown(text), "is shorter than a microsecond")
     return timedelta(microseconds=microseconds)
 
 
@@ -106,13 +107,13 @@ def _parts(text: str, option: str) -> list[tuple[str, str]]:
         # One letter must be small, since "M" could be a month; words may be written as one likes.
         number, unit = found[1], found[2] if len(found[2]) == 1 else found[2].lower()
         if unit not in _MICROSECONDS:
-            raise InvalidDurationError(option, _shown(text), f"has the unknown unit {found[2]!r}{_about(unit)}")
+            raise InvalidDurationError(option, shown(text), f"has the unknown unit {shown(found[2])}{_about(unit)}")
         if parts and _MICROSECONDS[unit] >= _MICROSECONDS[parts[-1][1]]:
-            raise InvalidDurationError(option, _shown(text), "has its units not from large to small")
+            raise InvalidDurationError(option, shown(text), "has its units not from large to small")
         parts.append((number, unit))
         position = found.end()
     if not parts or position < len(stripped):
-        raise InvalidDurationError(option, _shown(text), "cannot be read")
+        raise InvalidDurationError(option, shown(text), "cannot be read")
     return parts
 
 
@@ -120,8 +121,3 @@ def _about(unit: str) -> str:
     if unit in ("M", "mo", "mon", "month", "months", "y", "Y", "yr", "year", "years"):
         return ", for months and years have no fixed length"
     return ""
-
-
-def _shown(value: object) -> str:
-    shown = ascii(value)
-    return shown if len(shown) <= 60 else f"{shown[:50]}... ({type(value).__name__})"

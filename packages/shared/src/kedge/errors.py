@@ -64,6 +64,7 @@ from uuid import UUID
 import msgspec
 
 from kedge.run_state import RunStatus
+from kedge.shown import shown
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,7 +84,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """The declared fields of a DomainError."""
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.message}" if self.message else self.kind
+        kind = self.kind.removeprefix("builtins.")
+        return f"{kind}: {self.message}" if self.message else kind
 
 
 class KedgeError(Exception):
@@ -114,7 +116,7 @@ class InvalidNameError(UsageError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"{self.what} {_shortened(self.name)} {self.problem}"
+        return f"{self.what} {shown(self.name)} {self.problem}"
 
 
 DURATION_FORMS: Final = "a timedelta, seconds, '2 days 12 hours', '1h30m', '500ms' or 'PT1H'"
@@ -204,7 +206,8 @@ class RunError(KedgeError):
     """Something about one run."""
 
     def __init__(self, run_id: UUID, *details: object) -> None:
-        super().__init__(run_id, *details)
+        # Exception's own: some subclasses are OSErrors too, which read a meaning into the second and third argument.
+        Exception.__init__(self, run_id, *details)
         self.run_id = run_id
 
 
@@ -251,7 +254,7 @@ class RunExistsError(RunError):
 
     def _taken(self) -> str:
         holder = "a run of another resource" if self.existing_id is None else f"run {self.existing_id}"
-        return f"key {_shortened(self.key)} of workflow {self.workflow!r} is taken by {holder}"
+        return f"key {shown(self.key)} of workflow {self.workflow!r} is taken by {holder}"
 
 
 class InputConflictError(RunExistsError):
@@ -320,7 +323,7 @@ class StepError(KedgeError):
     """A step, wait or child of a run ended badly; the same live and on replay."""
 
     def __init__(self, run_id: UUID, key: str, error: ErrorInfo | None = None, *details: object) -> None:
-        super().__init__(run_id, key, error, *details)
+        Exception.__init__(self, run_id, key, error, *details)
         self.run_id = run_id
         self.key = key
         self.error = error
@@ -354,7 +357,10 @@ class WaitTimeoutError(StepError, TimeoutError):
     """A wait ended without an answer: its time or its attempts were up."""
 
     def __init__(self, run_id: UUID, key: str) -> None:
-        super().__init__(run_id, key)
+        Exception.__init__(self, run_id, key)
+        self.run_id = run_id
+        self.key = key
+        self.error = None
 
     def __str__(self) -> str:
         return f"wait {self.key!r} of run {self.run_id} timed out: catch {type(self).__name__}, or give it more time"
@@ -502,7 +508,7 @@ class DatabaseError(KedgeError):
     """The database did not do what it was asked for."""
 
     def __init__(self, problem: str, sqlstate: str | None = None) -> None:
-        super().__init__(problem, sqlstate)
+        Exception.__init__(self, problem, sqlstate)
         self.problem = problem
         self.sqlstate = sqlstate
 
@@ -541,7 +547,3 @@ class SchemaError(DatabaseError):
 
 class PrivilegesError(DatabaseError):
     """The role may not do this."""
-
-
-def _shortened(name: str) -> str:
-    return repr(name) if len(name) <= 60 else f"{name[:50]!r}... ({len(name)} characters)"

@@ -12,6 +12,7 @@ import msgspec
 
 from kedge.errors import DefinitionError, DomainError, ErrorInfo, KedgeError, field_names, revive
 from kedge.models import load_model
+from kedge.shown import shown
 from kedge.wire import JSON_CODEC, Buffer, decode, decoder, encode
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024
@@ -96,14 +97,13 @@ def check_domain_errors(classes: object) -> tuple[type[DomainError], ...]:
     Raises:
         DefinitionError: It is no tuple of DomainError's subclasses, or a field's type cannot be a payload.
     """
-    if isinstance(classes, tuple):
-        given = cast("tuple[object, ...]", classes)
-        declared = tuple(cls for cls in given if isinstance(cls, type) and issubclass(cls, DomainError))
-        if len(declared) == len(given):
-            for cls in declared:
-                _struct_of(cls)
-            return declared
-    raise DefinitionError(f"raises={classes!r:.100}: give a tuple of classes that derive from DomainError")
+    given = cast("tuple[object, ...]", classes) if isinstance(classes, tuple) else (classes,)
+    declared = tuple(cls for cls in given if isinstance(cls, type) and issubclass(cls, DomainError))
+    if given is not classes or len(declared) < len(given):
+        raise DefinitionError(f"raises={shown(given)}: give a tuple of classes that derive from DomainError")
+    for cls in declared:
+        _struct_of(cls)
+    return declared
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import UUID, SafeUUID
 
 from kedge.errors import InvalidOptionError
+from kedge.shown import shown
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -96,7 +97,7 @@ def parse_run_id(value: UUID | str) -> UUID:
         try:
             run_id = UUID(value)
         except (ValueError, AttributeError, TypeError):
-            raise InvalidOptionError(f"{ascii(value)[:60]} is no id of a run: it is not a UUID") from None
+            raise InvalidOptionError(f"{shown(value)} is no id of a run: it is not a UUID") from None
     if run_id.version != 7:
         raise InvalidOptionError(f"{run_id} is no id of a run: its version is {run_id.version}, not 7")
     return run_id

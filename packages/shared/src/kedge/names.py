@@ -6,6 +6,7 @@ import unicodedata
 from typing import Final
 
 from kedge.errors import InvalidNameError
+from kedge.shown import shown
 
 MAX_NAME_BYTES: Final = 200
 MAX_KEY_BYTES: Final = 255
@@ -45,7 +46,7 @@ def check_name(what: str, name: object, *, limit: int = MAX_NAME_BYTES, without:
     ):
         return name
     if not isinstance(name, str):
-        raise InvalidNameError(what, ascii(name), f"is a {type(name).__name__}; give text")
+        raise InvalidNameError(what, shown(name), f"is a {type(name).__name__}; give text")
     if problem := _problem(name, limit, without):
         raise InvalidNameError(what, name, problem)
     # A StrEnum's member is a str, but drivers know it as an Enum.

@@ -15,6 +15,7 @@ from kedge.errors import DomainError, InvalidOptionError
 from kedge.names import check_name, check_optional_key
 from kedge.retry import Retry
 from kedge.run_meta import RetryTerms, RunMeta
+from kedge.shown import shown
 from kedge.wire import decode, encode
 
 OnConflict: TypeAlias = Literal["return", "return_any_input", "raise"]
@@ -103,7 +104,7 @@ def resolve(base: StartOptions, given: Mapping[str, object]) -> StartOptions:
     elif "start_at" in changes:
         changes["delay"] = None
     if not _IN_META.isdisjoint(changes):
-        metadata = changes.pop("metadata", None) or RunMeta.decode(base.meta).metadata
+        metadata = changes.pop("metadata") if "metadata" in changes else RunMeta.decode(base.meta).metadata
         changes["asked"] = asked = tuple(sorted({*base.asked, *_ASKED.intersection(changes)}))
         changes["meta"] = _meta(msgspec.structs.replace(base, **changes), metadata, asked)
     return msgspec.structs.replace(base, **changes)
@@ -130,9 +131,9 @@ def _checked(given: Mapping[str, object], checks: Mapping[str, Callable[[object]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in checks:
-            close = difflib.get_close_matches(name, checks, 1)
+            close = difflib.get_close_matches(name[:60], checks, 1)
             advice = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(checks)}"
-            raise InvalidOptionError(f"unknown option {name!r}; {advice}")
+            raise InvalidOptionError(f"unknown option {shown(name)}; {advice}")
         changes[name] = checks[name](value)
     return changes
 
@@ -143,14 +144,14 @@ def _queue(value: object) -> str:
 
 def _priority(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not -MAX_PRIORITY <= value <= MAX_PRIORITY:
-        raise InvalidOptionError(f"priority={value!r:.60}: give a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
+        raise InvalidOptionError(f"priority={shown(value)}: give a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}")
     return int(value)
 
 
 def _one_of(option: str, *choices: str) -> Callable[[object], object]:
     def check(value: object) -> object:
         if value not in choices:
-            raise InvalidOptionError(f"{option}={value!r:.60}: give one of {', '.join(map(repr, choices))}")
+            raise InvalidOptionError(f"{option}={shown(value)}: give one of {', '.join(map(repr, choices))}")
         return value
 
     return check
@@ -170,7 +171,7 @@ def _timeout(value: object) -> timedelta | None:
 
 def _start_at(value: object) -> datetime:
     if not isinstance(value, datetime):
-        raise InvalidOptionError(f"start_at={value!r:.60}: give a datetime with a time zone")
+        raise InvalidOptionError(f"start_at={shown(value)}: give a datetime with a time zone")
     if value.utcoffset() is None:
         raise InvalidOptionError(f"start_at={value.isoformat()} has no time zone: give datetime(..., tzinfo=UTC)")
     try:
@@ -181,7 +182,7 @@ def _start_at(value: object) -> datetime:
 
 def _retry(value: object) -> Retry:
     if not isinstance(value, Retry):
-        raise InvalidOptionError(f"retry={value!r:.60}: give a Retry, or Retry.NEVER for one attempt")
+        raise InvalidOptionError(f"retry={shown(value)}: give a Retry, or Retry.NEVER for one attempt")
     if value.retry_on != (Exception,) or value.give_up_on:
         raise InvalidOptionError("retry= of a request cannot name exception classes: put them where the handler is")
     return value
@@ -189,7 +190,7 @@ def _retry(value: object) -> Retry:
 
 def _tags(value: object) -> tuple[str, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise InvalidOptionError(f"tags={value!r:.60}: give a list of names")
+        raise InvalidOptionError(f"tags={shown(value)}: give a list of names")
     tags = tuple(dict.fromkeys(check_name("tag", tag) for tag in cast("Sequence[object]", value)))
     if len(tags) > MAX_TAGS:
         raise InvalidOptionError(f"tags: {len(tags)} of them, the limit is {MAX_TAGS}; put the others into metadata")
@@ -198,7 +199,7 @@ def _tags(value: object) -> tuple[str, ...]:
 
 def _metadata(value: object) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise InvalidOptionError(f"metadata={value!r:.60}: give a dict")
+        raise InvalidOptionError(f"metadata={shown(value)}: give a dict")
     entries = dict(cast("Mapping[object, object]", value))
     if not all(isinstance(name, str) for name in entries):
         raise InvalidOptionError("metadata: its keys must be text, as a JSON object's are")

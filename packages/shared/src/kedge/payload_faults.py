@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import msgspec
 
 from kedge.models import dump_model, is_model
+from kedge.shown import shown, told
 
 
 class Fault(NamedTuple):
@@ -45,7 +46,10 @@ def find_fault(value: object, encode: _Encode, *, max_depth: int) -> Fault | Non
     path: list[str] = []
     inside: list[int] = []
     while stack:
-        step, part = next(stack[-1], ("", _END))
+        try:
+            step, part = next(stack[-1], ("", _END))
+        except Exception as error:  # noqa: BLE001  # a container of the user's that cannot be walked through
+            return Fault(f"cannot be encoded: {told(error)}", "".join(path))
         if part is _END:
             stack.pop()
             if path:
@@ -87,7 +91,7 @@ def _look_at(value: object, encode: _Encode) -> tuple[str | None, _Parts | None]
     except (TypeError, NotImplementedError):
         return f"is a {type(value).__qualname__}, which cannot be kept", None
     except Exception as error:  # noqa: BLE001  # whatever the value's own code raises
-        return f"cannot be encoded: {type(error).__qualname__}: {error}"[:300], None
+        return f"cannot be encoded: {told(error)}", None
     plain: object = value.value if isinstance(value, Enum) else value
     if encoded == b"null" and isinstance(plain, float):
         return f"is {plain!r}, which JSON cannot hold", None
@@ -110,9 +114,9 @@ def _parts(value: object, encode: _Encode) -> _Parts | None:
 
 
 def _items(value: dict[object, object], encode: _Encode) -> _Parts:
-    for key, part in value.items():
-        name = key if isinstance(key, str) else repr(key)
-        step = f".{name}" if name.isidentifier() else f"[{name[:40]!a}]"
+    # dict's own: a subclass may do anything there, and encoding does not ask it either.
+    for key, part in dict[object, object].items(value):
+        step = _step(key)
         try:
             encode({key: 0})
         except UnicodeEncodeError:
@@ -120,6 +124,13 @@ def _items(value: dict[object, object], encode: _Encode) -> _Parts:
         except Exception:  # noqa: BLE001  # its own code may run, if only a subclass of int's
             yield step, _BadKey(f"has a key of type {type(key).__qualname__}; keys must be text or numbers")
         yield step, part
+
+
+def _step(key: object) -> str:
+    if isinstance(key, str):
+        return f".{key}" if key.isidentifier() else f"[{shown(key)}]"
+    # Not every key has a repr: an int may have too many digits for one.
+    return f"[{key}]" if isinstance(key, int) and abs(key) < 2**64 else f"[<{type(key).__qualname__}>]"
 
 
 def _fields(value: object, names: tuple[str, ...]) -> _Parts:

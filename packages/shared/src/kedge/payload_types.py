@@ -8,6 +8,7 @@ import msgspec
 
 from kedge.errors import DefinitionError
 from kedge.models import is_readable, model_schema
+from kedge.shown import shown
 
 
 def check_payload_type(type_: Any) -> None:
@@ -18,7 +19,7 @@ def check_payload_type(type_: Any) -> None:
         DefinitionError: A text, an unknown class, a union that cannot be told apart, a name unknown at run time.
     """
     if isinstance(type_, str):
-        raise DefinitionError(f"the type {type_!r} is a text: give the type itself")
+        raise DefinitionError(f"the type {shown(type_)} is a text: give the type itself")
     try:
         msgspec.json.Decoder(type_)
     except NameError as error:

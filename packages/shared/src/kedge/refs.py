@@ -23,6 +23,7 @@ from kedge.failures import check_domain_errors, domain_error
 from kedge.hashes import fingerprint, input_hash
 from kedge.names import VERSION_SIGN, check_key, check_name, check_optional_key
 from kedge.options import RefDefaults, RunOptions, StartOptions, ref_options, resolve
+from kedge.shown import shown, told
 from kedge.wire import Buffer, Decode, decoder, parser
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ class WorkflowRef(Generic[In, Out_co]):
         self._options = ref_options(defaults)
         self._defaults: Mapping[str, Any] = defaults
         if key is not None and not callable(key):
-            raise DefinitionError(f"workflow {name!r}: key={key!r:.60}: give a function of the input that returns text")
+            raise DefinitionError(
+                f"workflow {name!r}: key={shown(key)}: give a function of the input that returns text"
+            )
         self._key = key
         self._input_type = input_type
         self._output_type = output_type
@@ -312,8 +315,8 @@ class WorkflowRef(Generic[In, Out_co]):
         try:
             key = make(parsed)
         except Exception as error:
-            problem = f"key= of the ref raised {type(error).__qualname__}: {error}"
-            raise InvalidInputError(f"input of workflow {self._name!r}", problem[:300]) from error
+            problem = f"key= of the ref raised {told(error)}"
+            raise InvalidInputError(f"input of workflow {self._name!r}", problem) from error
         return check_key("key", key)
 
     def __eq__(self, other: object) -> bool:

@@ -10,6 +10,7 @@ from typing import ClassVar, Final, TypeAlias, cast
 
 from kedge.durations import Duration, parse_duration
 from kedge.errors import InvalidOptionError, KedgeError
+from kedge.shown import shown
 
 MAX_ATTEMPTS: Final = 1000
 """More is a mistake, or an outage that no number of attempts cures; `None` means no limit."""
@@ -88,12 +89,14 @@ class Retry:
             InvalidDurationError: A delay is not a duration.
         """
         if max_attempts is not None and not (_is_int(max_attempts) and 1 <= max_attempts <= MAX_ATTEMPTS):
-            raise InvalidOptionError(f"max_attempts={max_attempts!r}: give 1 to {MAX_ATTEMPTS}, or None for no limit")
+            raise InvalidOptionError(
+                f"max_attempts={shown(max_attempts)}: give 1 to {MAX_ATTEMPTS}, or None for no limit"
+            )
         if not _is_number(factor) or not 1 <= factor <= 100:
-            raise InvalidOptionError(f"factor={factor!r}: give a number from 1 to 100")
+            raise InvalidOptionError(f"factor={shown(factor)}: give a number from 1 to 100")
         first, longest = parse_duration(initial, option="initial"), parse_duration(maximum, option="maximum")
         if longest < first:
-            raise InvalidOptionError(f"maximum={maximum!r} is shorter than initial={initial!r}")
+            raise InvalidOptionError(f"maximum={longest} is shorter than initial={first}")
         keep = object.__setattr__
         keep(self, "max_attempts", max_attempts)
         keep(self, "initial", first)
@@ -141,11 +144,11 @@ def _is_number(value: object) -> bool:
 
 
 def _error_types(option: str, types: object) -> ErrorTypes:
-    if isinstance(types, tuple):
-        classes = cast("tuple[object, ...]", types)
-        if all(isinstance(c, type) and issubclass(c, Exception) for c in classes):
-            return cast("ErrorTypes", classes)
-    raise InvalidOptionError(f"{option}={types!r}: give a tuple of exception classes, such as (ConnectionError,)")
+    given = cast("tuple[object, ...]", types) if isinstance(types, tuple) else (types,)
+    classes = tuple(cls for cls in given if isinstance(cls, type) and issubclass(cls, Exception))
+    if given is not types or len(classes) < len(given):
+        raise InvalidOptionError(f"{option}={shown(given)}: give a tuple of exception classes, as (ConnectionError,)")
+    return classes
 
 
 Retry.NEVER = Retry(1)

@@ -23,6 +23,7 @@ from kedge.errors import (
 from kedge.models import ModelFieldError, dump_model, load_model
 from kedge.payload_faults import Fault, find_fault
 from kedge.payload_types import check_payload_type
+from kedge.shown import told
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
@@ -256,7 +257,7 @@ def _find_not_finite(value: object) -> Fault | None:
 def _not_encodable(value: object, where: str, error: Exception) -> PayloadError:
     fault = find_fault(value, _encode_json, max_depth=MAX_DEPTH)
     if fault is None:
-        return NotEncodableError(where, f"{type(error).__qualname__}: {error}"[:300])
+        return NotEncodableError(where, told(error))
     if fault.too_deep:
         return TooLargeError(where, MAX_DEPTH + 1, MAX_DEPTH, "levels")
     return NotEncodableError(where, fault.problem, fault.path)
@@ -269,7 +270,7 @@ def _misfit(error: Exception) -> tuple[str, str]:
     if isinstance(error, RecursionError):
         return "is nested too deep", "$"
     if not isinstance(error, msgspec.MsgspecError):
-        return f"{type(error).__qualname__}: {error}"[:300], "$"
+        return told(error), "$"
     problem, found, place = str(error).rpartition(" - at ")
     if not found:
         problem, place = str(error), "$"
