@@ -4,52 +4,66 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import LiteralString
 
 import psycopg
 
-TABLES = """
-    create table bodies (name text, number int, at timestamptz default now());
-    create table ledger (id int generated always as identity primary key, name text);
-"""
+TABLES = "create table ledger (id int generated always as identity primary key, name text)"
 
 
 class Crew:
     """Starts workers on one database, and ends those that are left."""
 
-    def __init__(self, url: str, **settings: str) -> None:
+    def __init__(self, url: str, folder: Path, **settings: str) -> None:
         self.url = url
+        self._folder = folder
+        self._bodies = folder / "bodies"
+        self._bodies.touch()
         self._settings = settings
-        self._processes: list[subprocess.Popen[str]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, target: str = "tests.scenarios.shop:worker") -> subprocess.Popen[str]:
+    def start(self, target: str = "tests.scenarios.shop:worker") -> subprocess.Popen[bytes]:
         """Start one worker process; returns at once."""
-        environment = {**os.environ, "KEDGE_DATABASE_URL": self.url, **{f"KEDGE_{k}": v for k, v in self._settings.items()}}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "kedge_worker", "run", target],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        environment = {
+            **os.environ,
+            "KEDGE_DATABASE_URL": self.url,
+            "SHOP_BODIES": str(self._bodies),
+            **{f"KEDGE_{key}": value for key, value in self._settings.items()},
+        }
+        # Into a file: a pipe that nobody reads would stop the worker as soon as it is full.
+        with open(self._folder / f"log{len(self._processes)}", "w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kedge_worker", "run", target], env=environment, stderr=log
+            )
         self._processes.append(process)
         return process
 
-    def end(self, process: subprocess.Popen[str], number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal and wait for the end; answers exit code and what it logged."""
-        process.send_signal(number)
-        _, log = process.communicate(timeout=30)
-        return process.returncode, log
+    def bodies(self) -> Counter[str]:
+        """How often each step's body began."""
+        return Counter(self._bodies.read_text("utf-8").splitlines())
 
-    def close(self) -> None:
-        """End all that are left."""
+    def log(self, process: subprocess.Popen[bytes]) -> str:
+        """What it has logged so far."""
+        return (self._folder / f"log{self._processes.index(process)}").read_text("utf-8")
+
+    def end(self, process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, answer the exit code."""
+        process.send_signal(number)
+        return process.wait(timeout=30)
+
+    def close(self) -> str:
+        """End all that are left; answers what all have logged."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            process.wait()
+        return "\n".join(self.log(process) for process in self._processes)
 
 
 @contextmanager
@@ -57,10 +71,13 @@ def crew(url: str, **settings: str) -> Generator[Crew]:
     """Workers for one database, which gets the application's tables; short leases unless told otherwise."""
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(TABLES)
-    workers = Crew(url, **{"LEASE": "1s", "POLL": "1s", "GRACE": "5s", **settings})
-    try:
-        yield workers
-    finally:
+    with tempfile.TemporaryDirectory() as folder:
+        workers = Crew(url, Path(folder), **{"LEASE": "1s", "POLL": "1s", "GRACE": "5s", **settings})
+        try:
+            yield workers
+        except BaseException as error:
+            error.add_note(f"what the workers logged:\n{workers.close()}")
+            raise
         workers.close()
 
 

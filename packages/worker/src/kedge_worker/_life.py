@@ -158,7 +158,8 @@ class Life:
         await self._keeper.stop()
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks, timeout=_DRAIN_S)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_DRAIN_S)
         self._leased.abort()
         await _bounded(self.executor.aclose(), _DRAIN_S)
         await _bounded(self.store.aclose(), _DRAIN_S)
