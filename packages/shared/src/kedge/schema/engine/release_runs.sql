@@ -1,5 +1,6 @@
 -- Gives running runs back to the queue for their owner, charging nobody; with a delay they wait that long first.
 -- A request is applied in the same transaction: cancel goes through the exit door, pause to paused.
+-- p_last is the last seq that the owner has given to each; 0: it does not know (a claim whose answer was lost).
 -- Answers how many runs left the owner's hand.
 create or replace function kedge.release_runs(
     p_worker uuid, p_ids uuid[], p_epochs int[], p_delays_s double precision[], p_reasons text[], p_last int[]
@@ -15,6 +16,13 @@ begin
       cross join lateral (
             select 1 from kedge.runs r
              where r.id = x.id and r.epoch = x.epoch and r.worker_id is not distinct from p_worker offset 0 for update) r;
+
+    if 0 = any (p_last) then
+        p_last := array(
+            select case when x.last > 0 then x.last
+                        else (select coalesce(max(j.seq), 0) from kedge.journal j where j.run_id = x.id) end
+              from unnest(p_ids, p_last) with ordinality as x(id, last, place) order by x.place);
+    end if;
 
     select kedge.end_runs(p_worker, array_agg(x.id), array_agg(x.epoch), array_agg('x'::text), array_agg(null::bytea),
                           array_agg(null::bytea), array_agg(null::text), array_agg(0), array_agg(x.last), array_agg(0))
