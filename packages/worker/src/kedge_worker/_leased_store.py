@@ -161,13 +161,13 @@ class LeasedStore:
         if ends:
             ids = _binary.uuids([run.claimed.id.bytes for run, _ in ends])
             calls.append(Call(self._statements["NOTIFY_WATCHERS"], (ids,)))
-        if not batch.rows and not batch.moves:
+        if not batch.rows and not batch.moves and only is None:
             calls.clear()
         if claim is not None:
             claimed_at = len(calls) + 2
             calls += self._claim(claim)
         results = await self._roundtrip(calls)
-        if batch.moves or batch.rows:
+        if batch.moves or batch.rows or only is not None:
             _check_commit(results[committed_at - 1])
         return FlushAnswer(
             kept=(results[kept_at].command_tuples or 0) if kept_at is not None else 0,
