@@ -42,7 +42,7 @@ class Claimer:
         *,
         queues: Sequence[str],
         workflows: Sequence[str],
-        free: Callable[[], int],
+        free: Callable[[int], int],
         poke: Callable[[], None],
         poll_s: tuple[float, float],
     ) -> None:
@@ -68,7 +68,7 @@ class Claimer:
     def wanted(self, ending: int) -> ClaimRequest | None:
         if not self._hungry or self._asked or self.stopped:
             return None
-        limit = min(self._free() + ending, _MAX_CLAIM)
+        limit = min(self._free(ending), _MAX_CLAIM)
         if limit <= 0 or not self._lanes:
             return None
         self._asked = True
@@ -111,7 +111,7 @@ class Claimer:
 
     async def look(self) -> ClaimAnswer:
         """Claim once, when there is a free slot, and answer what came."""
-        while self._free() <= 0:
+        while self._free(0) <= 0:
             self._slot.clear()
             await self._slot.wait()
         self._answer = asyncio.get_running_loop().create_future()

@@ -171,6 +171,8 @@ class Life:
         return self.claimer.wanted(ending)
 
     def claimed(self, answer: ClaimAnswer) -> None:
+        if self.limit is not None:
+            self.limit -= len(answer.runs)
         for run in answer.runs:
             self.executor.start(run)
         if answer.has_mail:
@@ -203,8 +205,8 @@ class Life:
 
     # ---- inside
 
-    def _free(self) -> int:
-        free = self._settings.concurrency - len(self.executor.runs)
+    def _free(self, ending: int) -> int:
+        free = self._settings.concurrency - len(self.executor.runs) + ending
         return free if self.limit is None else min(free, self.limit)
 
     def _rung(self, payload: str) -> None:
