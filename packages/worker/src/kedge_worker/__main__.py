@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from kedge.errors import KedgeError, SchemaError, UsageError
-from kedge_worker import _migrator
 from kedge_worker._errors import PostgresError, TroubleError
+from kedge_worker._migrator import full_sql, migrate, pending
 from kedge_worker._settings import database_url
 from kedge_worker._worker import Worker
 
@@ -71,12 +71,12 @@ def _run(target: str) -> int:
 def _migrate(plan: bool, sql: bool) -> int:  # noqa: FBT001  # two flags of the command line
     schema = os.environ.get("KEDGE_SCHEMA", "kedge")
     if sql:
-        sys.stdout.write(_migrator.full_sql(schema=schema))
+        sys.stdout.write(full_sql(schema=schema))
     elif plan:
-        for title, text in _migrator.pending(database_url(None), schema=schema) or [("nothing to do", "")]:
+        for title, text in pending(database_url(None), schema=schema) or [("nothing to do", "")]:
             sys.stdout.write(f"-- {title}\n{text}\n")
     else:
-        applied = _migrator.migrate(database_url(None), schema=schema)
+        applied = migrate(database_url(None), schema=schema)
         sys.stdout.write("".join(f"applied {title}\n" for title in applied) or "nothing to do\n")
     return OK
 

@@ -20,8 +20,10 @@ from uuid import UUID
 import psycopg
 
 from kedge.schema import render
-from kedge_worker import _statements
 from kedge_worker._pipeline import shut_down
+from kedge_worker._statements import (
+    BEAT,
+)
 
 _log: Final = logging.getLogger("kedge.worker")
 
@@ -44,7 +46,7 @@ class LeaseKeeper:
         asked: Callable[[UUID, str | None], None],
     ) -> None:
         self._conninfo = conninfo
-        self._beat = render(_statements.BEAT, schema).encode()
+        self._beat = render(BEAT, schema).encode()
         self._worker_id = worker_id
         self._lease_s = lease_s
         self._lost = lost

@@ -11,12 +11,27 @@ from uuid import UUID
 
 import psycopg
 
+import kedge_worker._binary as _binary
 from kedge.schema import render
-from kedge_worker import _binary, _statements
 from kedge_worker._outcomes import End, GiveBack
 from kedge_worker._pipeline import Call, CutError, Pipeline, Statement
 from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row
 from kedge_worker._signals import LeaseLostError
+from kedge_worker._statements import (
+    CLAIM,
+    END,
+    HOLD_WORKER,
+    KEEP,
+    LOCK_MOVING,
+    NOTIFY_WATCHERS,
+    OWNED,
+    READ_CLAIMED,
+    RELEASE,
+    SERVER_LIFE,
+    SETTLE_ROWS,
+    SETTLE_RUNS,
+    TAKE_OVER_JOURNAL,
+)
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -29,21 +44,21 @@ LOWEST: Final = (-32768, 0)
 
 _UNSET: Final = datetime.min.replace(tzinfo=UTC)
 
-_NAMES: Final = (
-    "HOLD_WORKER",
-    "CLAIM",
-    "READ_CLAIMED",
-    "KEEP",
-    "END",
-    "RELEASE",
-    "LOCK_MOVING",
-    "NOTIFY_WATCHERS",
-    "SETTLE_ROWS",
-    "SETTLE_RUNS",
-    "TAKE_OVER_JOURNAL",
-    "SERVER_LIFE",
-    "OWNED",
-)
+_STATEMENTS: Final = {
+    "HOLD_WORKER": HOLD_WORKER,
+    "CLAIM": CLAIM,
+    "READ_CLAIMED": READ_CLAIMED,
+    "KEEP": KEEP,
+    "END": END,
+    "RELEASE": RELEASE,
+    "LOCK_MOVING": LOCK_MOVING,
+    "NOTIFY_WATCHERS": NOTIFY_WATCHERS,
+    "SETTLE_ROWS": SETTLE_ROWS,
+    "SETTLE_RUNS": SETTLE_RUNS,
+    "TAKE_OVER_JOURNAL": TAKE_OVER_JOURNAL,
+    "SERVER_LIFE": SERVER_LIFE,
+    "OWNED": OWNED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ class LeasedStore:
         self._begin = Statement("begin", "begin")
         self._commit = Statement("commit", "commit")
         self._rollback = Statement("rollback", "rollback")
-        self._statements = {n: Statement(n.lower(), render(getattr(_statements, n), schema)) for n in _NAMES}
+        self._statements = {name: Statement(name.lower(), render(text, schema)) for name, text in _STATEMENTS.items()}
         self._hold = Call(self._statements["HOLD_WORKER"], (self._worker,))
 
     async def connect(self) -> None:
@@ -254,7 +269,7 @@ class LeasedStore:
                 _binary.chars([row.kind.encode() for row in rows]),
                 _binary.texts([row.key for row in rows]),
                 _binary.byteas([row.value for row in rows]),
-                _binary.byteas([row.meta for row in rows]) if any(row.meta for row in rows) else _NO_METAS,
+                _binary.byteas([row.meta for row in rows]) if any(row.meta for row in rows) else None,
             ),
         )
 
@@ -322,27 +337,24 @@ class LeasedStore:
         )
 
 
-_NO_METAS: Final = None
-
-
 def _claimed(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimAnswer:
     inputs: dict[bytes, tuple[bytes, bytes, datetime]] = {}
     memos: dict[bytes, list[MemoRow]] = {}
     for i in range(kept.ntuples):
-        run_id, seq = _value(kept, i, 0), _int(kept, i, 1)
+        owner, seq = _value(kept, i, 0), _int(kept, i, 1)
         value, meta = _value(kept, i, 4), _value(kept, i, 5)
         at = _binary.to_datetime(_value(kept, i, 6))
         if seq == 0:
-            inputs[run_id] = (value, meta, at)
+            inputs[owner] = (value, meta, at)
         else:
             row = MemoRow(seq, _text(kept, i, 2), _text(kept, i, 3), value, meta, at)
-            memos.setdefault(run_id, []).append(row)
+            memos.setdefault(owner, []).append(row)
     runs: list[ClaimedRun] = []
     highest: dict[Lane, tuple[int, int]] = {}
     for i in range(taken.ntuples):
         run_id = taken.get_value(i, 1)
         if run_id is None:
-            break
+            break  # nothing was claimed
         value, meta, at = inputs.get(run_id, (b"", b"", _UNSET))
         memo = tuple(memos.get(run_id, ()))
         queue, workflow = _text(taken, i, 10), _text(taken, i, 11)

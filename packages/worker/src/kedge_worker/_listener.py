@@ -62,7 +62,7 @@ class Listener:
                 # A half-open socket shows neither an end nor an error: ask.
                 await self._ask(conn, sql.SQL("select 1"))
 
-    async def _ask(self, conn: psycopg.AsyncConnection[tuple[object, ...]], query: sql.Composable) -> None:
+    async def _ask(self, conn: psycopg.AsyncConnection[tuple[object, ...]], query: sql.SQL | sql.Composed) -> None:
         watchdog = asyncio.get_running_loop().call_later(_HEALTH_DEADLINE_S, shut_down, conn.pgconn)
         try:
             await conn.execute(query)

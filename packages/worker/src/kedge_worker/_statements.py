@@ -140,7 +140,8 @@ SETTLE_RUNS: Final = """
     select s.*
       from unnest($2::uuid[]) as i(id)
      cross join lateral (
-           (select r.id, r.epoch, r.worker_id is not distinct from $1::uuid from kedge.runs r where r.id = i.id offset 0)
+           (select r.id, r.epoch, r.worker_id is not distinct from $1::uuid
+              from kedge.runs r where r.id = i.id offset 0)
            union all
            (select f.id, f.epoch, null from kedge.finished f where f.id = i.id offset 0)) s
 """

@@ -16,8 +16,23 @@ from uuid import UUID
 import psycopg
 
 from kedge.schema import render
-from kedge_worker import _statements
 from kedge_worker._pipeline import CutError, shut_down
+from kedge_worker._statements import (
+    ABANDON,
+    FAIL_LETTER,
+    GO_IDLE,
+    HAS_MAIL,
+    LEAVE,
+    NEXT_DUE,
+    NOTIFY_ENDED,
+    REGISTER_WORKER,
+    REQUESTS,
+    RING,
+    RING_WORKERS,
+    SORT_INBOX,
+    TAKE_BACK,
+    WAKE_UP,
+)
 
 PROTOCOL: Final = 1
 """What this release's workers agree on; a worker touches only rows of its own protocol or an older one."""
@@ -65,7 +80,7 @@ class Store:
 
     async def register(self, *, lease_s: float, name: str, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(
-            _statements.REGISTER_WORKER,
+            REGISTER_WORKER,
             {
                 "id": self._worker,
                 "lease": timedelta(seconds=lease_s),
@@ -77,23 +92,23 @@ class Store:
         )
 
     async def sort_inbox(self, limit: int) -> Sorted:
-        ((letters, remaining, owners, ended),) = await self._execute(_statements.SORT_INBOX, {"limit": limit})
+        ((letters, remaining, owners, ended),) = await self._execute(SORT_INBOX, {"limit": limit})
         return Sorted(cast("int", letters), bool(remaining), cast("list[UUID]", owners), cast("list[UUID]", ended))
 
     async def fail_letter(self, error: str) -> None:
-        await self._execute(_statements.FAIL_LETTER, {"error": error})
+        await self._execute(FAIL_LETTER, {"error": error})
 
     async def has_mail(self) -> bool:
-        return await self._execute(_statements.HAS_MAIL, {}) == [(True,)]
+        return await self._execute(HAS_MAIL, {}) == [(True,)]
 
     async def requests(self) -> dict[UUID, str | None]:
         """Which of this worker's runs somebody wants cancelled, and why."""
-        rows = await self._execute(_statements.REQUESTS, {"worker": self._worker})
+        rows = await self._execute(REQUESTS, {"worker": self._worker})
         return {cast("UUID", run): cast("str | None", reason) for run, reason in rows}
 
     async def take_back(self) -> TakenBack | None:
         """Free the runs of one dead worker; None: nobody is dead."""
-        rows = await self._execute(_statements.TAKE_BACK, {"protocol": PROTOCOL})
+        rows = await self._execute(TAKE_BACK, {"protocol": PROTOCOL})
         if not rows:
             return None
         ((worker, name, freed, ended, remaining),) = rows
@@ -101,36 +116,32 @@ class Store:
         return TakenBack(cast("UUID", worker), str(name), cast("int", freed), ended_ids, bool(remaining))
 
     async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
-        await self._execute(
-            _statements.GO_IDLE, {"worker": self._worker, "queues": list(queues), "workflows": list(workflows)}
-        )
+        await self._execute(GO_IDLE, {"worker": self._worker, "queues": list(queues), "workflows": list(workflows)})
 
     async def wake_up(self) -> None:
-        await self._execute(_statements.WAKE_UP, {"worker": self._worker})
+        await self._execute(WAKE_UP, {"worker": self._worker})
 
     async def next_due_s(self, queues: Sequence[str], workflows: Sequence[str]) -> float | None:
         """Seconds until the next run of these lanes becomes due by itself; None: there is none."""
-        ((seconds,),) = await self._execute(
-            _statements.NEXT_DUE, {"queues": list(queues), "workflows": list(workflows)}
-        )
+        ((seconds,),) = await self._execute(NEXT_DUE, {"queues": list(queues), "workflows": list(workflows)})
         return cast("float | None", seconds)
 
     async def ring_workers(self, workers: Sequence[UUID]) -> None:
-        await self._execute(_statements.RING_WORKERS, {"workers": list(workers)})
+        await self._execute(RING_WORKERS, {"workers": list(workers)})
 
     async def ring(self, queue: str | None, workflow: str | None) -> None:
         """Wake at most one sleeping worker that suits."""
-        await self._execute(_statements.RING, {"queue": queue, "workflow": workflow})
+        await self._execute(RING, {"queue": queue, "workflow": workflow})
 
     async def notify_ended(self, runs: Sequence[UUID]) -> None:
-        await self._execute(_statements.NOTIFY_ENDED, {"runs": list(runs)})
+        await self._execute(NOTIFY_ENDED, {"runs": list(runs)})
 
     async def abandon(self, predecessor: UUID) -> None:
         """Free what an earlier life of this process still holds, charging nobody."""
-        await self._execute(_statements.ABANDON, {"worker": predecessor})
+        await self._execute(ABANDON, {"worker": predecessor})
 
     async def leave(self) -> None:
-        await self._execute(_statements.LEAVE, {"worker": self._worker})
+        await self._execute(LEAVE, {"worker": self._worker})
 
     async def aclose(self) -> None:
         if self._conn is not None:
@@ -153,10 +164,11 @@ class Store:
 
     async def _connection(self) -> psycopg.AsyncConnection[tuple[object, ...]]:
         if self._conn is None or self._conn.closed:
+            opening = psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             try:
-                self._conn = await asyncio.wait_for(
-                    psycopg.AsyncConnection.connect(self._conninfo, autocommit=True), self._timeout_s
-                )
+                conn = await asyncio.wait_for(opening, self._timeout_s)
             except TimeoutError as error:
                 raise CutError("Postgres does not answer") from error
+            self._conn = conn
+            return conn
         return self._conn

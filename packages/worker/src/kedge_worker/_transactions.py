@@ -9,19 +9,25 @@ reading before anything is repeated.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from kedge.schema import render
-from kedge_worker import _statements
+from kedge_worker._errors import is_gone
 from kedge_worker._signals import LeaseLostError
+from kedge_worker._statements import (
+    KEEP_TRANSACTION,
+    LOCK_RUN,
+    SETTLE_TRANSACTION,
+)
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("kedge.worker")
 
 _TRIES: Final = 5
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 5.0
 _REPEATABLE: Final = frozenset(("40001", "40P01"))
 
 T = TypeVar("T")
@@ -60,9 +68,9 @@ class TransactionRunner:
         self._journal = journal
         self._connections = connections
         self._in_thread = in_thread
-        self._keep = render(_statements.KEEP_TRANSACTION, schema).encode()
-        self._lock_run = render(_statements.LOCK_RUN, schema).encode()
-        self._settle = render(_statements.SETTLE_TRANSACTION, schema).encode()
+        self._keep = render(KEEP_TRANSACTION, schema).encode()
+        self._lock_run = render(LOCK_RUN, schema).encode()
+        self._settle = render(SETTLE_TRANSACTION, schema).encode()
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
         self._sync_pool: ConnectionPool[psycopg.Connection[Any]] | None = None
 
@@ -72,20 +80,23 @@ class TransactionRunner:
             psycopg.Error: The application's SQL failed, for good or too often; nothing is kept.
             LeaseLostError: Another worker owns the run; nothing is kept.
         """
-        for attempt in range(1, _TRIES + 1):
+        races = 0
+        pause_s = _FIRST_PAUSE_S
+        while True:
             try:
                 if sync:
                     return await self._run_sync(run, key, cast("SyncBody", body))
                 return await self._run_async(run, key, cast("AsyncBody", body))
+            except _NotDoneError as gone:
+                # Nothing was committed, and a database that is away is no failure of the body, however long it takes.
+                _log.warning("run %s: transaction %r: %s; again in %.2g s", run.claimed.id, key, gone, pause_s)
             except psycopg.Error as error:
-                # Rolled back for certain, or the connection went before the commit: the body did only SQL.
-                state = error.sqlstate
-                again = state in _REPEATABLE or (state is None and isinstance(error, psycopg.OperationalError))
-                if not again or attempt == _TRIES:
+                races += 1
+                if error.sqlstate not in _REPEATABLE or races == _TRIES:
                     raise
-                _log.warning("run %s: transaction %r rolled back (%s), again", run.claimed.id, key, state or error)
-            await asyncio.sleep(0.02 * 2**attempt * random.uniform(0.5, 1))  # noqa: S311  # jitter
-        raise AssertionError("unreachable")
+                _log.info("run %s: transaction %r lost a race (%s), again", run.claimed.id, key, error.sqlstate)
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def aclose(self) -> None:
         if self._pool is not None:
@@ -98,21 +109,25 @@ class TransactionRunner:
             self._pool = AsyncConnectionPool(self._conninfo, min_size=0, max_size=self._connections, open=False)
             await self._pool.open()
         started = time.monotonic()
-        seq = None
-        async with self._pool.connection() as conn:
-            try:
-                async with conn.transaction():
-                    value = await body(conn)
-                    seq = await self._shut_gate(run)
-                    stored = await conn.execute(self._keep, self._memo(run, seq, key, value, started))
-                    if stored.rowcount == 0:
-                        raise LeaseLostError
-            except psycopg.OperationalError as error:
-                if seq is None or error.sqlstate is not None or not await self._was_committed(run, seq):
-                    raise
-            finally:
-                if seq is not None:
-                    _open_gate(run)
+        value, seq = b"", None
+        with _not_done(PoolTimeout):
+            conn = await self._pool.getconn()
+        try:
+            async with conn.transaction():
+                value = await body(conn)
+                seq = await self._shut_gate(run)
+                stored = await conn.execute(self._keep, self._memo(run, seq, key, value, started))
+                if stored.rowcount == 0:
+                    raise LeaseLostError
+        except psycopg.OperationalError as error:
+            if not _is_over(conn, error):
+                raise
+            if seq is None or not await self._was_committed(run, seq):
+                raise _NotDoneError(error) from error
+        finally:
+            if seq is not None:
+                _open_gate(run)
+            await self._pool.putconn(conn)
         return value
 
     async def _run_sync(self, run: LiveRun, key: str, body: SyncBody) -> bytes:
@@ -124,26 +139,27 @@ class TransactionRunner:
         abandoned = threading.Event()
 
         def work() -> bytes:
-            seq = None
-            with pool.connection() as conn:
-                try:
-                    with conn.transaction():
-                        value = body(conn)
-                        if abandoned.is_set():
-                            raise LeaseLostError
-                        seq = asyncio.run_coroutine_threadsafe(self._shut_gate(run), loop).result()
-                        memo = self._memo(run, seq, key, value, started)
-                        if conn.execute(self._keep, memo).rowcount == 0:
-                            raise LeaseLostError
-                except psycopg.OperationalError as error:
-                    if seq is None or error.sqlstate is not None:
-                        raise
-                    settled = asyncio.run_coroutine_threadsafe(self._was_committed(run, seq), loop)
-                    if not settled.result():
-                        raise
-                finally:
-                    if seq is not None:
-                        loop.call_soon_threadsafe(_open_gate, run)
+            value, seq = b"", None
+            with _not_done(PoolTimeout):
+                conn = pool.getconn()
+            try:
+                with conn.transaction():
+                    value = body(conn)
+                    if abandoned.is_set():
+                        raise LeaseLostError
+                    seq = asyncio.run_coroutine_threadsafe(self._shut_gate(run), loop).result()
+                    if conn.execute(self._keep, self._memo(run, seq, key, value, started)).rowcount == 0:
+                        raise LeaseLostError
+            except psycopg.OperationalError as error:
+                if not _is_over(conn, error):
+                    raise
+                settled = None if seq is None else asyncio.run_coroutine_threadsafe(self._was_committed(run, seq), loop)
+                if settled is None or not settled.result():
+                    raise _NotDoneError(error) from error
+            finally:
+                if seq is not None:
+                    loop.call_soon_threadsafe(_open_gate, run)
+                pool.putconn(conn)
             return value
 
         task = asyncio.ensure_future(self._in_thread(work))
@@ -197,6 +213,22 @@ class TransactionRunner:
             if mine is None:
                 raise LeaseLostError
             return False
+
+
+class _NotDoneError(Exception):
+    """The connection went, or there was none; nothing was committed."""
+
+
+def _is_over(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], error: psycopg.Error) -> bool:
+    return conn.closed or (error.sqlstate is not None and is_gone(error))
+
+
+@contextlib.contextmanager
+def _not_done(kind: type[psycopg.Error]) -> Generator[None]:
+    try:
+        yield
+    except kind as error:
+        raise _NotDoneError(error) from error
 
 
 AsyncBody: TypeAlias = Callable[["psycopg.AsyncConnection[Any]"], Awaitable[bytes]]
