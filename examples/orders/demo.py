@@ -17,6 +17,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import httpx
@@ -51,18 +52,30 @@ class NoDatabaseError(Exception):
         )
 
 
+class UnansweredError(Exception):
+    """Not all orders were answered in time."""
+
+    def __init__(self, orders: int) -> None:
+        super().__init__(orders)
+        self.orders = orders
+
+    def __str__(self) -> str:
+        return f"{self.orders:,} orders were not answered within {DEADLINE_S} s"
+
+
 def main() -> int:
     """Set the stage, play, clear up; return the exit code."""
     lines = read_lines(number_of_orders())
-    # A polite kill clears up as Ctrl-C does.
+    # A polite kill clears up as Ctrl-C does, and Ctrl-C does so even where a shell has switched it off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda received, _: sys.exit(128 + received))
+        signal.signal(number, interrupt)
     code = 1
     try:
         with open_screen() as screen, postgres_server() as server, database_of_our_own(server) as url:
             screen.say(f"PostgreSQL {server.version} ({server.source})")
             code = play(screen, url, lines)
-    except* (PostgresError, NoDatabaseError, ServiceDiedError, TimeoutError) as group:
+    except* (PostgresError, NoDatabaseError, ServiceDiedError, UnansweredError, subprocess.CalledProcessError) as group:
         for error in group.exceptions:
             print(f"demo: {error}", file=sys.stderr)
     except* KeyboardInterrupt:
@@ -84,6 +97,11 @@ def play(screen: Screen, database_url: str, lines: Sequence[Line]) -> int:
         seconds = time.perf_counter() - began
         audit = Audit(sales.ended, mishaps, read_books(database_url), kills=KILLS, seconds=seconds)
 
+    return verdict(screen, audit)
+
+
+def verdict(screen: Screen, audit: Audit) -> int:
+    """Print the table and what does not add up; return the exit code."""
     screen.print_table(audit.table())
     problems = list(audit.problems())
     for problem in problems[:PROBLEMS_SHOWN]:
@@ -108,6 +126,8 @@ async def sell(
     except* httpx.HTTPError:
         services.check()  # names the better reason, if there is one
         raise
+    except* TimeoutError:
+        raise UnansweredError(sales.total - len(sales.ended)) from None
     screen.show(sales)
     return mishaps
 
@@ -152,6 +172,12 @@ def database_of_our_own(server: PostgresServer) -> Generator[str]:
             yield server.database_url(name)
         finally:
             conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Do as if somebody had pressed Ctrl-C."""
+    del number, frame
+    signal.raise_signal(signal.SIGINT)
 
 
 def number_of_orders() -> int:

@@ -59,7 +59,7 @@ class TerminalScreen:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def show(self, sales: Sales) -> None:
         """Move the bars."""

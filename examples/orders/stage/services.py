@@ -66,11 +66,15 @@ class Service:
             self._process.kill()
             self._bury()
 
-    def stop(self) -> None:
-        """Ask it to end (SIGTERM), and insist if it does not."""
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM): a worker gives back the runs that it cannot complete."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait until it has ended, and insist (kill -9) if it does not."""
         if self._process is None:
             return
-        self._process.terminate()
         try:
             self._process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
@@ -142,8 +146,9 @@ def running_services(database_url: str, *, workers: int) -> Generator[Services]:
             log = Path(folder) / f"{name}.log"
             return Service(name, [sys.executable, "-m", *command], database_url=database_url, log=log)
 
-        # Port 0: the system picks a free one, and the log says which.
-        api = service("api", "uvicorn", "examples.orders.api_service:app", "--port", "0", "--no-access-log")
+        # Port 0: the system picks a free one, and the log says which. Customers who have gone are not waited for.
+        uvicorn = ("uvicorn", "--port", "0", "--no-access-log", "--timeout-graceful-shutdown", "1")
+        api = service("api", *uvicorn, "examples.orders.api_service:app")
         others = [
             service(f"worker-{number}", "kedge_worker", "run", "examples.orders.worker_service:worker")
             for number in range(1, workers + 1)
@@ -154,4 +159,6 @@ def running_services(database_url: str, *, workers: int) -> Generator[Services]:
             yield Services(api, api.wait_for(r"running on (http://\S+)"), others)
         finally:
             for each in (api, *others):
-                each.stop()
+                each.terminate()
+            for each in (api, *others):
+                each.wait()

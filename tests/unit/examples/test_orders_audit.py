@@ -8,10 +8,12 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
+from examples.orders.demo import verdict
 from examples.orders.refs import Order, Receipt
 from examples.orders.stage.audit import Audit, Books
 from examples.orders.stage.customers import Answer, Line, Look, Posted, read_lines
 from examples.orders.stage.mishaps import Mishap
+from examples.orders.stage.screen import PlainScreen
 
 RUNS = (UUID(int=1), UUID(int=2))
 
@@ -24,8 +26,11 @@ class Case:
     mishaps: tuple[Mishap, ...]
     books: Books
 
+    def audit(self) -> Audit:
+        return Audit(self.posted, self.mishaps, self.books, kills=1, seconds=1)
+
     def problems(self) -> list[str]:
-        return list(Audit(self.posted, self.mishaps, self.books, kills=1, seconds=1).problems())
+        return list(self.audit().problems())
 
 
 def answered(line: Line, status_code: int, run_id: UUID) -> Posted:
@@ -71,8 +76,15 @@ def with_books(case: Case, **changes: Any) -> Case:
     return replace(case, books=replace(case.books, **changes))
 
 
-def test_sound_books_pass(sound: Case) -> None:
+def test_sound_books_pass(sound: Case, capsys: pytest.CaptureFixture[str]) -> None:
     assert sound.problems() == []
+    assert verdict(PlainScreen(), sound.audit()) == 0
+    assert "WRONG" not in capsys.readouterr().out
+
+
+def test_the_demo_fails_and_says_why_when_something_is_wrong(sound: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verdict(PlainScreen(), replace(sound, mishaps=()).audit()) == 1
+    assert "WRONG: 0 workers were killed" in capsys.readouterr().out
 
 
 def test_a_receipt_that_nobody_got_is_found(sound: Case) -> None:
