@@ -229,7 +229,10 @@ async def test_bulk_starts_with_the_same_keys_in_other_orders_do_not_deadlock(
         )
 
         assert first == second[::-1]
-        assert {(a.created, b.created) for a, b in zip(first, second[::-1], strict=True)} <= {(True, False), (False, True)}
+        assert {(a.created, b.created) for a, b in zip(first, second[::-1], strict=True)} <= {
+            (True, False),
+            (False, True),
+        }
 
 
 async def test_an_id_is_a_uuid_that_sorts_by_time(twin: Twin, client: AnyClient) -> None:

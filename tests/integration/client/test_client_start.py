@@ -22,7 +22,9 @@ def sleep_as_worker(conn: psycopg.Connection, queue: str, workflow: str) -> None
         " values (%s, now() + interval '1 h', interval '1 h', now(), 1, 'sleeper', %s, %s)",
         (WORKER, [queue], [workflow]),
     )
-    conn.execute("insert into kedge.idle (worker_id, queues, workflows) values (%s, %s, %s)", (WORKER, [queue], [workflow]))
+    conn.execute(
+        "insert into kedge.idle (worker_id, queues, workflows) values (%s, %s, %s)", (WORKER, [queue], [workflow])
+    )
     conn.execute(f"listen {CHANNEL}".encode())
 
 
@@ -106,7 +108,9 @@ async def test_a_start_wakes_a_sleeping_worker(twin: Twin, client: AnyClient, co
 
 
 @pytest.mark.parametrize(
-    "asked", [PROCESS(ORDER), NOTIFY("hello", queue="other"), NOTIFY("hello", delay="1h")], ids=["workflow", "queue", "delayed"]
+    "asked",
+    [PROCESS(ORDER), NOTIFY("hello", queue="other"), NOTIFY("hello", delay="1h")],
+    ids=["workflow", "queue", "delayed"],
 )
 async def test_a_start_wakes_nobody_who_could_not_claim_it(
     twin: Twin, client: AnyClient, conn: psycopg.Connection, asked: object
@@ -118,7 +122,9 @@ async def test_a_start_wakes_nobody_who_could_not_claim_it(
     assert not was_rung(conn)
 
 
-async def test_a_client_that_shall_not_wake_wakes_nobody(twin: Twin, database_url: str, conn: psycopg.Connection) -> None:
+async def test_a_client_that_shall_not_wake_wakes_nobody(
+    twin: Twin, database_url: str, conn: psycopg.Connection
+) -> None:
     sleep_as_worker(conn, "mail", "notify")
 
     async with opened(twin, database_url, wake=False) as client:
@@ -179,7 +185,9 @@ async def test_the_schema_is_where_the_client_was_told(
             await twin.do(elsewhere.get, run.id)
 
 
-async def test_a_database_without_the_schema_is_told_by_the_command_that_makes_it(twin: Twin, database_url: str) -> None:
+async def test_a_database_without_the_schema_is_told_by_the_command_that_makes_it(
+    twin: Twin, database_url: str
+) -> None:
     async with opened(twin, database_url, schema="nowhere") as client:
         with pytest.raises(SchemaError, match="kedge-worker migrate --schema nowhere") as caught:
             await twin.do(client.start, PROCESS(ORDER))

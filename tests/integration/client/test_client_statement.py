@@ -70,7 +70,9 @@ def engine(database_url: str) -> Generator[sqlalchemy.Engine]:
 
 
 @pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
-def test_a_session_of_sqlalchemy_starts_a_run_when_it_commits(client: Client, engine: sqlalchemy.Engine, asked: Any) -> None:
+def test_a_session_of_sqlalchemy_starts_a_run_when_it_commits(
+    client: Client, engine: sqlalchemy.Engine, asked: Any
+) -> None:
     statement = client.start_statement(asked)
     with Session(engine) as session:
         row = session.execute(statement.sqlalchemy()).one()
@@ -117,7 +119,9 @@ async def test_sqlalchemy_on_asyncpg_starts_a_run_when_it_commits(
         assert_full(client, statement.run_id)
 
 
-async def test_sqlalchemy_on_asyncpg_starts_no_run_when_it_rolls_back(client: Client, async_engine: AsyncEngine) -> None:
+async def test_sqlalchemy_on_asyncpg_starts_no_run_when_it_rolls_back(
+    client: Client, async_engine: AsyncEngine
+) -> None:
     statement = client.start_statement(BARE)
     async with async_engine.connect() as connection:
         await connection.execute(statement.sqlalchemy())
@@ -199,12 +203,11 @@ def test_django_starts_a_run_when_its_block_ends_well(client: Client, database_u
     from django.db import connection, transaction
 
     statement = client.start_statement(asked)
-    with django_database(database_url):
-        with transaction.atomic(), connection.cursor() as cursor:
-            cursor.execute(*statement.psycopg())
-            run_id, created, *_ = cursor.fetchone()
-            with pytest.raises(RunNotFoundError):
-                client.get(statement.run_id)
+    with django_database(database_url), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(*statement.psycopg())
+        run_id, created, *_ = cursor.fetchone()
+        with pytest.raises(RunNotFoundError):
+            client.get(statement.run_id)
 
     assert (run_id, created) == (statement.run_id, True)
     if asked is FULL:
@@ -282,7 +285,9 @@ async def test_the_handle_is_that_of_the_client(database_url: str, client: Clien
         assert statement.handle(other).id == statement.run_id
 
 
-def test_a_statement_rings_when_its_transaction_commits(client: Client, conn: psycopg.Connection, database_url: str) -> None:
+def test_a_statement_rings_when_its_transaction_commits(
+    client: Client, conn: psycopg.Connection, database_url: str
+) -> None:
     sleep_as_worker(conn, "mail", "notify")
     sql, values = client.start_statement(NOTIFY("hello")).psycopg()
 

@@ -24,7 +24,9 @@ LEVELS = [
 
 
 async def set_level(twin: Twin, conn: psycopg.Connection, level: psycopg.IsolationLevel) -> None:
-    await twin.do(conn.execute, f"set default_transaction_isolation = '{level.name.replace('_', ' ').lower()}'".encode())
+    await twin.do(
+        conn.execute, f"set default_transaction_isolation = '{level.name.replace('_', ' ').lower()}'".encode()
+    )
     await twin.do(conn.commit)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 import psycopg
+from psycopg.adapt import Dumper
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import TransactionStatus
+from psycopg.pq import Format, TransactionStatus
 
 from kedge.errors import InvalidOptionError, TransactionStateError
+from kedge_client._statements import Statement
 
 AnyConnection: TypeAlias = psycopg.Connection[Any] | psycopg.AsyncConnection[Any]
 
@@ -54,6 +57,30 @@ def check_callers(conn: object, wanted: type[AnyConnection]) -> None:
         raise TransactionStateError("conn= is closed: repeat the transaction on another connection")
     if conn.info.transaction_status == TransactionStatus.INERROR:
         raise TransactionStateError("conn= is in a failed transaction: roll it back and repeat it")
+
+
+class Encoded(bytes):
+    """A value that is in Postgres' binary format already."""
+
+
+class _EncodedDumper(Dumper):
+    format = Format.BINARY
+    # The statement casts each of its parameters.
+    oid = 0
+
+    def dump(self, obj: bytes) -> bytes:
+        return obj
+
+
+def send_as_encoded(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> None:
+    """Let a cursor pass on what is encoded, whatever adapters its connection has."""
+    cursor.adapters.register_dumper(Encoded, _EncodedDumper)
+
+
+def encoded(statement: Statement, values: Sequence[Any]) -> dict[str, Encoded | None]:
+    """Encode values for a cursor's named parameters."""
+    sent = (None if value is None else Encoded(value) for value in statement.encode(values))
+    return dict(zip(statement.parameters, sent, strict=True))
 
 
 def is_in_transaction(conn: AnyConnection) -> bool:

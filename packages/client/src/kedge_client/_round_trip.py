@@ -111,13 +111,7 @@ def _receive(
         statement = statements[position] if position < len(statements) else None
         if result.status in _DONE:
             if statement is not None:
-                columns = range(result.nfields)
-                answer.rows.append(
-                    [
-                        statement.decode([result.get_value(row, column) for column in columns])
-                        for row in range(result.ntuples)
-                    ]
-                )
+                answer.rows.append(rows_of(statement, result))
         else:
             if answer.error is None and result.status == pq.ExecStatus.FATAL_ERROR:
                 answer.error = errors.error_from_result(result, encoding="utf-8")
@@ -126,6 +120,12 @@ def _receive(
                 if follower is not None:
                     prepared.discard(follower.name)
         position += 1
+
+
+def rows_of(statement: Statement, result: PGresult) -> list[Row]:
+    """Read the rows of a result in binary format."""
+    columns = range(result.nfields)
+    return [statement.decode([result.get_value(row, column) for column in columns]) for row in range(result.ntuples)]
 
 
 def bounded(generator: Waiting, until: float) -> Waiting:

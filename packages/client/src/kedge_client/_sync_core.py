@@ -18,10 +18,10 @@ from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._forks import begin_anew_after_fork
-from kedge_client._lent import check_callers, is_in_transaction
+from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
 from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
-from kedge_client._round_trip import Answer, Command, Row
+from kedge_client._round_trip import Answer, Command, Row, rows_of
 from kedge_client._settings import ClientSettings
 from kedge_client._sync_connections import SyncConnection, SyncConnections
 from kedge_client._waiting_thread import WaitingThread
@@ -94,7 +94,7 @@ class SyncCore:
             conn: The caller's.
             commands: What to execute.
             explain: Knows errors that only this call can have. If given, the statements are all or nothing, and the
-                caller's transaction survives such an error.
+                caller's transaction survives such an error; else there must be only one.
 
         Raises:
             InvalidOptionError: No psycopg connection.
@@ -103,18 +103,23 @@ class SyncCore:
             KedgeError: What the database refused.
         """
         check_callers(conn, psycopg.Connection)
-        commits_itself = conn.autocommit and not is_in_transaction(conn)
+        # From here on the server may have committed on its own.
+        commits = autonomous = conn.autocommit and not is_in_transaction(conn)
         try:
             with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
-                if explain is None and not commits_itself:
+                send_as_encoded(cursor)
+                if explain is None:
                     return [self._rows(cursor, command) for command in commands]
                 if not conn.autocommit and not is_in_transaction(conn):
                     # Opens the caller's transaction, as any first statement does: the block below must not commit it.
                     cursor.execute(b"select 1")
+                commits = False
                 with conn.transaction():
-                    return [self._rows(cursor, command) for command in commands]
+                    rows = [self._rows(cursor, command) for command in commands]
+                    commits = autonomous
+                return rows
         except psycopg.Error as error:
-            if commits_itself and fate(error) is Fate.UNKNOWN:
+            if commits and fate(error) is Fate.UNKNOWN:
                 raise OutcomeUnknownError("the connection of conn= broke before the database answered") from error
             explained = explain(error) if explain is not None else None
             raise explained or refusal_in_transaction(error, self.settings.schema) from error
@@ -122,7 +127,10 @@ class SyncCore:
     def _rows(self, cursor: psycopg.Cursor[Row], command: Command) -> Rows:
         statement, values = command
         text = statement.pyformat(self.settings.schema).encode()
-        return cursor.execute(text, dict(zip(statement.parameters, values, strict=True))).fetchall()
+        cursor.execute(text, encoded(statement, values), binary=True)
+        # In a pipeline this brings the answer; the values are taken from behind the caller's adapters.
+        cursor.fetchall()
+        return rows_of(statement, cursor.pgresult) if cursor.pgresult is not None else []
 
     def result(self, wait: Wait[T]) -> T:
         """Wait for a run's end."""
