@@ -17,6 +17,7 @@ from examples.orders.refs import Order, process_order
 from kedge_client import (
     AsyncClient,
     InputConflictError,
+    InvalidOptionError,
     ResultTimeoutError,
     RunCancelledError,
     RunFailedError,
@@ -48,7 +49,7 @@ async def place_order(request: Request[State]) -> Response:
     """POST /orders: store the order and start its run, both or neither."""
     try:
         order = msgspec.json.decode(await request.body(), type=Order)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not an order; not JSON; not even UTF-8; brackets without end
         return refusal(error)
 
     try:
@@ -67,7 +68,10 @@ async def read_order(request: Request[State]) -> Response:
     except msgspec.ValidationError as error:
         return refusal(error)
 
-    run = request.state["client"].handle(process_order, request.path_params["run_id"])
+    try:
+        run = request.state["client"].handle(process_order, request.path_params["run_id"])
+    except InvalidOptionError:  # a UUID, but of no run
+        return answer(404, error="no such run")
     try:
         return answer(200, status="completed", receipt=await run.result(timeout=look.wait))
     except ResultTimeoutError:

@@ -8,7 +8,6 @@ charge was made exactly once, the killed workers' runs were taken back, and `ked
 
 import argparse
 import asyncio
-import os
 import secrets
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from examples.orders.stage.audit import Audit, read_books
 from examples.orders.stage.customers import Line, Sales, post_all, read_lines
 from examples.orders.stage.mishaps import Mishap, kill_a_busy_worker
 from examples.orders.stage.screen import Screen, open_screen
-from examples.orders.stage.services import ServiceDiedError, Services, running_services
+from examples.orders.stage.services import ServiceDiedError, Services, environment, running_services
 from kedge_worker.testing import PostgresError, PostgresServer, postgres_server
 
 TABLES: Final = Path(__file__).with_name("tables.sql")
@@ -148,8 +147,7 @@ async def oversee(screen: Screen, services: Services, database_url: str, sales: 
 def set_up(database_url: str) -> None:
     """Apply kedge's schema as a deploy does, then the application's own tables as its migrations would."""
     command = [sys.executable, "-m", "kedge_worker", "migrate"]
-    environment = {**os.environ, "KEDGE_DATABASE_URL": database_url}
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=environment(database_url), check=True, stdout=subprocess.DEVNULL)
     with psycopg.connect(database_url) as conn:
         conn.execute(TABLES.read_bytes())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from typing import Any
+from uuid import UUID
 
 import httpx
 import msgspec
@@ -131,8 +132,9 @@ async def test_a_run_is_pending_until_a_worker_has_completed_it(api: httpx.Async
     assert after.json()["receipt"]["order_id"] == ORDER["order_id"]
 
 
-async def test_an_unknown_run_is_not_found(api: httpx.AsyncClient) -> None:
-    assert (await api.get("/orders/01890000-0000-7000-8000-000000000000")).status_code == 404
+@pytest.mark.parametrize("run_id", ["01890000-0000-7000-8000-000000000000", str(UUID(int=7)), "42"])
+async def test_an_unknown_run_is_not_found(api: httpx.AsyncClient, run_id: str) -> None:
+    assert (await api.get(f"/orders/{run_id}")).status_code == 404
 
 
 @pytest.mark.parametrize("wait", ["-1", "31", "nan", "soon", ""])

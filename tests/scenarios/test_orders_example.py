@@ -25,7 +25,7 @@ from tests.postgres import may_start_servers
 ROOT = Path(__file__).parents[2]
 ORDERS = 200
 DEADLINE_S = 90
-MARK = "KEDGE_DEMO_MARK"
+MARK = "DEMO_MARK"
 
 
 class Demo:

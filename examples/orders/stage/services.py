@@ -22,6 +22,12 @@ LEASE: Final = "2s"
 GUARD: Final = 'cat >/dev/null; kill -9 "$1"'
 
 
+def environment(database_url: str, **settings: str) -> dict[str, str]:
+    """Return ours for a process of kedge: with these settings, and none of the machine's."""
+    others = {name: value for name, value in os.environ.items() if not name.startswith("KEDGE_")}
+    return others | settings | {"KEDGE_DATABASE_URL": database_url}
+
+
 class ServiceDiedError(Exception):
     """A service ended by itself, or did not come up in time."""
 
@@ -40,7 +46,7 @@ class Service:
     def __init__(self, name: str, command: Sequence[str], *, database_url: str, log: Path) -> None:
         self.name = name
         self._command = command
-        self._environment = {**os.environ, "KEDGE_DATABASE_URL": database_url, "KEDGE_LEASE": LEASE}
+        self._environment = environment(database_url, KEDGE_LEASE=LEASE)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
