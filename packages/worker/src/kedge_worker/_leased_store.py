@@ -237,11 +237,17 @@ class LeasedStore:
         return {UUID(bytes=_value(result, i, 0)): _int(result, i, 1) for i in range(result.ntuples)}
 
     async def give_back(self, runs: Mapping[UUID, int]) -> None:
-        """Return runs (id -> epoch) that this process does not know, charging nobody."""
-        release = self._release_call(
-            [i.bytes for i in runs], list(runs.values()), [0.0] * len(runs), [None] * len(runs), [0] * len(runs)
-        )
-        await self._roundtrip([Call(self._begin), self._hold, release, Call(self._commit)])
+        """
+        Return runs (id -> epoch) that this process does not know, charging nobody. Those whose rows somebody else has
+        locked stay: the next comparison finds them.
+        """
+        lock = Call(self._statements["LOCK_MOVING"], (self._worker, _binary.uuids([i.bytes for i in runs])))
+        results = await self._roundtrip([Call(self._begin), self._hold, lock])
+        free = [_value(results[2], i, 0) for i in range(results[2].ntuples)]
+        epochs = [runs[UUID(bytes=i)] for i in free]
+        count = len(free)
+        release = self._release_call(free, epochs, [0.0] * count, [None] * count, [0] * count)
+        await self._roundtrip([release, Call(self._commit)])
 
     async def _roundtrip(self, calls: Sequence[Call]) -> list[PGresult]:
         pipeline = self._pipeline
