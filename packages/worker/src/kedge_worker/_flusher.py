@@ -2,21 +2,24 @@
 Gathers all runs' writes into one flush at a time: while one is in flight the next batch gathers, without a timer.
 
 Claims ride in the same round trip, so that the worker's row has one locker. What is not known to be stored is settled
-by reading before anything is repeated; what the database refuses is cut down to the one run that it refuses.
+by reading before anything is repeated; what the database refuses is cut down to the one run that it refuses; a run that
+somebody has locked is put off, and holds up nobody else.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_lease_lost, is_locked, is_temporary
+from kedge_worker._outcomes import End
 from kedge_worker._runs import Batch, LiveRun, Row
-from kedge_worker._signals import LeaseLostError
+from kedge_worker._signals import ClosedError, LeaseLostError
 
 if TYPE_CHECKING:
     from kedge_worker._leased_store import ClaimAnswer, ClaimRequest, LeasedStore
@@ -28,6 +31,8 @@ MAX_ROWS: Final = 500
 MAX_BYTES: Final = 8 * 1024 * 1024
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
+# A row that somebody has locked may be free at any moment, and looking is cheap: SKIP LOCKED waits for nobody.
+_LONGEST_PUT_OFF_S: Final = 1.0
 
 
 class FlushEvents(Protocol):
@@ -35,27 +40,21 @@ class FlushEvents(Protocol):
 
     def wanted_claim(self, ending: int) -> ClaimRequest | None:
         """What to claim in this round trip, in which `ending` runs leave; None: nothing."""
-        ...
 
     def claimed(self, answer: ClaimAnswer) -> None:
         """The claim's answer."""
-        ...
 
     def unclaimed(self) -> None:
         """The claim that was wanted has not been answered, or not been sent."""
-        ...
 
     async def reconnected(self) -> None:
         """A new connection stands: a claim's answer may have been lost with the old one."""
-        ...
 
     def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
         """These runs have left this worker: by their own move, or because somebody else owns them."""
-        ...
 
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         """The database refuses the data of this run, and of this run only."""
-        ...
 
 
 class Flusher:
@@ -69,6 +68,12 @@ class Flusher:
         self._busy = False
         self._closing = False
         self._compare = False
+        self._put_off = Batch()
+        """Runs that left a flush whole, because somebody else has locked their rows."""
+        self._put_off_s = _FIRST_PAUSE_S
+        self._put_off_until = 0.0
+        self._no_claim_s = 0.0
+        self._no_claim_until = 0.0
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     # ---- what the executor and the context use
@@ -87,6 +92,8 @@ class Flusher:
 
     async def durable(self, run: LiveRun) -> None:
         while not run.lost:
+            if run.refused:
+                raise ClosedError
             batch = run.batch
             if batch is None or batch.stored:
                 return
@@ -100,10 +107,12 @@ class Flusher:
             self._events.settled((), (run,))
             return
         batch = self._queue[-1]
-        if len(batch.moves) >= MAX_ROWS:
+        if len(batch.moves) >= MAX_ROWS or batch.size >= MAX_BYTES:
             batch = Batch()
             self._queue.append(batch)
         batch.moves.append((run, move))
+        if isinstance(move, End):
+            batch.size += len(move.output or b"") + len(move.error or b"")
         run.batch = batch
         self._wake.set()
 
@@ -119,8 +128,8 @@ class Flusher:
         self._wake.set()
 
     async def drained(self) -> None:
-        """Return when nothing is queued or in flight."""
-        while self._busy or self._pending():
+        """Return when nothing is queued, put off or in flight."""
+        while self._busy or self._pending() or self._put_off:
             waiter = asyncio.get_running_loop().create_future()
             self._idle_waiters.append(waiter)
             await waiter
@@ -138,24 +147,38 @@ class Flusher:
             LeaseLostError: This worker's row is gone.
             PostgresError: The schema or the privileges do not fit.
         """
+        clock = asyncio.get_running_loop().time
         while not self._closing:
             self._wake.clear()
-            if self._compare:
+            if self._compare and clock() >= self._no_claim_until:
                 await self._compare_now()
-            claim = self._events.wanted_claim(len(self._queue[0].moves))
+            if self._put_off and clock() >= self._put_off_until:
+                await self._try_again()
+                continue
+            may_claim = not self._compare and clock() >= self._no_claim_until
+            claim = self._events.wanted_claim(len(self._queue[0].moves)) if may_claim else None
             if not self._pending() and claim is None:
-                self._busy = False
-                for waiter in self._idle_waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
-                self._idle_waiters.clear()
-                await self._wake.wait()
+                await self._sleep()
                 continue
             self._busy = True
             batch = self._queue.popleft()
             if not self._queue:
                 self._queue.append(Batch())
             await self._write(batch, claim)
+
+    async def _sleep(self) -> None:
+        """Until there is something to write, or the time has come for what was put off."""
+        self._busy = False
+        if not self._put_off:
+            for waiter in self._idle_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle_waiters.clear()
+        times = [self._put_off_until] if self._put_off else []
+        times += [self._no_claim_until] if self._no_claim_until > asyncio.get_running_loop().time() else []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(min(times, default=None)):
+                await self._wake.wait()
 
     async def _compare_now(self) -> None:
         self._compare = False
@@ -164,22 +187,27 @@ class Flusher:
         except PostgresError as error:
             if is_lease_lost(error):
                 raise LeaseLostError from error
-            _log.warning("journal: %s", error)
+            if not is_gone(error):  # what reconnects compares
+                self._compare = True
+                self._put_claims_off()
+            _log.warning("journal: cannot compare: %s", error)
+
+    def _put_claims_off(self) -> None:
+        self._no_claim_s = min(max(self._no_claim_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+        self._no_claim_until = _soon(self._no_claim_s)
 
     def _pending(self) -> bool:
-        head = self._queue[0]
-        return bool(head.rows or head.moves) or len(self._queue) > 1
+        return bool(self._queue[0]) or len(self._queue) > 1
 
     async def _write(self, batch: Batch, claim: ClaimRequest | None) -> None:
         pause_s = _FIRST_PAUSE_S
-        while batch.rows or batch.moves or claim is not None:
+        while batch or claim is not None:
             try:
                 answer = await self._store.flush(batch, claim)
             except PostgresError as error:
-                if claim is not None:
-                    claim = None  # asked for again when this is over
-                    self._events.unclaimed()
-                batch = await self._after(error, batch, pause_s)
+                after = self._after if claim is None else self._after_claim
+                claim = None  # asked for again when this is over
+                batch = await after(error, batch, pause_s)
                 pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
                 continue
             if answer.kept == len(batch.rows) and answer.moved == len(batch.moves):
@@ -188,8 +216,26 @@ class Flusher:
             else:
                 batch = await self._settle_or_reconnect(batch)
             if answer.claim is not None:
+                self._no_claim_s = 0.0
                 self._events.claimed(answer.claim)
             claim = None
+
+    async def _after_claim(self, error: PostgresError, batch: Batch, pause_s: float) -> Batch:
+        """
+        Deal with the error of a flush that had a claim behind it: either of them may have failed. The batch is written
+        again alone, so that no run answers for the claim; settling tells if it stands already.
+        """
+        self._events.unclaimed()
+        if is_lease_lost(error) or is_gone(error) or does_not_fit(error):
+            return await self._after(error, batch, pause_s)
+        # Its runs may be taken all the same: what failed may be the reading behind the commit.
+        self._compare = True
+        self._put_claims_off()
+        if is_locked(error) and batch:
+            return await self._write_carefully(batch, pause_s)
+        what = "a claim, or the flush before it," if batch else "a claim"
+        _log.warning("journal: %s was refused: %s; next claim in %.2g s", what, error, self._no_claim_s)
+        return batch
 
     async def _after(self, error: PostgresError, batch: Batch, pause_s: float) -> Batch:
         """Deal with a refused or unanswered flush; answers what is still to be written."""
@@ -203,7 +249,7 @@ class Flusher:
             return await self._write_carefully(batch, pause_s)
         if is_temporary(error):
             _log.warning("journal: %s; repeating in %.2g s", error, pause_s)
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            await _pause(pause_s)
             return batch
         if does_not_fit(error):
             raise error
@@ -224,10 +270,11 @@ class Flusher:
             else:
                 _log.info("journal: reconnected")
                 return
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            await _pause(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _settle_or_reconnect(self, batch: Batch) -> Batch:
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return await self._settle(batch)
@@ -235,11 +282,14 @@ class Flusher:
                 if does_not_fit(error):
                     raise
                 _log.warning("journal: %s; reconnecting to settle", error)
+                if not is_gone(error):
+                    await _pause(pause_s)
+                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
                 await self._reconnect()
 
     async def _settle(self, batch: Batch) -> Batch:
         """Ask the database what became of each run of the batch; answers what must be written again."""
-        runs = list(dict.fromkeys([row.run for row in batch.rows] + [run for run, _ in batch.moves]))
+        runs = batch.runs()
         if not runs:
             return _NOTHING
         standings = await self._store.settle(runs, batch.rows)
@@ -260,7 +310,11 @@ class Flusher:
                 moved.append(run)
             else:
                 lost.append(run)
-        self._hand_over(batch, again, moved, lost)
+        for run in lost:
+            run.lost = True
+        batch.hand_over(again)
+        if moved or lost:
+            self._events.settled(moved, lost)
         return again
 
     async def _write_carefully(self, batch: Batch, pause_s: float) -> Batch:
@@ -268,93 +322,78 @@ class Flusher:
         Somebody holds a row of this batch: lock the moving runs that are free in one round trip, write for those and
         for the runs that do not move. A run that was not obtained is put off whole, never in part.
         """
+        moving = {run for run, _ in batch.moves}
+        now, later = batch, Batch()
         try:
             free = await self._store.lock_moving(batch)
-            now, later = _split(batch, lambda run: run.claimed.id in free, only_moving=True)
+            obtained = {run for run in batch.runs() if run not in moving or run.claimed.id in free}
+            now, later = batch.split(obtained)
             answer = await self._store.flush(now, None, only=free)
         except PostgresError as error:
+            batch = now.merged(later)
             if not is_locked(error):
                 return await self._after(error, batch, pause_s)
             # Not a run but the worker's own row, or a table: nothing can be written for the moment.
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            await _pause(pause_s)
             return batch
-        if answer.kept != len(now.rows) or answer.moved != len(now.moves):
-            again = await self._settle_or_reconnect(now)
-            later.rows[:0] = again.rows
-            later.moves[:0] = again.moves
-        else:
+        if answer.kept == len(now.rows) and answer.moved == len(now.moves):
             self._stored(now)
-        for run in _runs(later):
-            _take_with(run, batch, later)
-        _wake(batch)
-        if later.rows or later.moves:
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
-        return later
+            again = _NOTHING
+        else:
+            again = await self._settle_or_reconnect(now)
+        # Skipped is not gone: whoever held the row may have taken the run from us.
+        later = await self._settle_or_reconnect(later)
+        if later:
+            if not self._put_off:
+                self._put_off_until = _soon(self._put_off_s)
+            self._put_off = self._put_off.merged(later)
+        return again
+
+    async def _try_again(self) -> None:
+        """Write what was put off, as far as its rows are free by now."""
+        self._busy = True
+        self._put_off_s = min(self._put_off_s * 2, _LONGEST_PUT_OFF_S)
+        batch, self._put_off = self._put_off, Batch()
+        await self._write(await self._write_carefully(batch, _FIRST_PAUSE_S), None)
+        if not self._put_off:
+            self._put_off_s = _FIRST_PAUSE_S
 
     async def _narrow_down(self, error: PostgresError, batch: Batch) -> Batch:
         """An error about data: halve the batch down to the one run that fails alone."""
-        runs = _runs(batch)
-        if len(runs) == 1:
-            run = runs[0]
-            _log.error("run %s: Postgres refuses its data: %s", run.claimed.id, error.diag.message_primary)
-            run.batch = None
-            _wake(batch)
-            self._events.refused(run, error)
-            return _NOTHING
-        half = set(runs[: len(runs) // 2])
-        first, second = _split(batch, lambda run: run in half)
-        for part in (first, second):
-            for run in _runs(part):
-                _take_with(run, batch, part)
-        _wake(batch)
-        await self._write(first, None)
-        return second
+        runs = batch.runs()
+        if len(runs) > 1:
+            first, second = batch.split(set(runs[: len(runs) // 2]))
+            await self._write(first, None)
+            return second
+        (run,) = runs
+        _log.error("run %s: Postgres refuses its data: %s", run.claimed.id, error.diag.message_primary)
+        run.refused = True
+        run.batch = None
+        # What is queued behind it stands on what was refused; only as failed can the run end.
+        for queued in self._queue:
+            queued.rows = [row for row in queued.rows if row.run is not run]
+            queued.moves = [(one, move) for one, move in queued.moves if one is not run or _is_failure(move)]
+        self._events.refused(run, error)
+        batch.wake()
+        return _NOTHING
 
     def _stored(self, batch: Batch) -> None:
-        batch.stored = True
-        for waiter in batch.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        batch.wake()
         if batch.moves:
             self._events.settled([run for run, _ in batch.moves], ())
-
-    def _hand_over(self, batch: Batch, again: Batch, moved: list[LiveRun], lost: list[LiveRun]) -> None:
-        for run in lost:
-            run.lost = True
-        for run in _runs(again):
-            _take_with(run, batch, again)
-        _wake(batch)
-        if moved or lost:
-            self._events.settled(moved, lost)
 
 
 _NOTHING: Final = Batch()
 
 
-def _runs(batch: Batch) -> list[LiveRun]:
-    return list(dict.fromkeys([row.run for row in batch.rows] + [run for run, _ in batch.moves]))
+def _is_failure(move: Move) -> bool:
+    return isinstance(move, End) and move.status == "f"
 
 
-def _take_with(run: LiveRun, old: Batch, new: Batch) -> None:
-    if run.batch is old:
-        run.batch = new
+def _soon(pause_s: float) -> float:
+    """A time about so far ahead, on the loop's clock."""
+    return asyncio.get_running_loop().time() + pause_s * random.uniform(0.5, 1)  # noqa: S311  # jitter
 
 
-def _wake(batch: Batch) -> None:
-    """Whoever waits looks again: its run is stored, lost, or in another batch by now."""
-    batch.stored = True
-    for waiter in batch.waiters:
-        if not waiter.done():
-            waiter.set_result(None)
-    batch.waiters.clear()
-
-
-def _split(batch: Batch, first: Callable[[LiveRun], bool], *, only_moving: bool = False) -> tuple[Batch, Batch]:
-    """Two batches, each run whole in one of them; with `only_moving`, runs that do not move go into the first."""
-    moving = {run for run, _ in batch.moves}
-    one, other = Batch(), Batch()
-    for row in batch.rows:
-        (one if (only_moving and row.run not in moving) or first(row.run) else other).rows.append(row)
-    for run, move in batch.moves:
-        (one if first(run) else other).moves.append((run, move))
-    return one, other
+async def _pause(pause_s: float) -> None:
+    await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter

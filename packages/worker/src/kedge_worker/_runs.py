@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -67,6 +67,47 @@ class Batch:
         self.stored = False
         self.waiters: list[Waiter] = []
 
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.moves)
+
+    def runs(self) -> list[LiveRun]:
+        return list(dict.fromkeys([row.run for row in self.rows] + [run for run, _ in self.moves]))
+
+    def split(self, first: Container[LiveRun]) -> tuple[Batch, Batch]:
+        """Two batches in the place of this one, each run whole in one of them."""
+        one, other = Batch(), Batch()
+        for row in self.rows:
+            (one if row.run in first else other).rows.append(row)
+        for run, move in self.moves:
+            (one if run in first else other).moves.append((run, move))
+        self.hand_over(one, other)
+        return one, other
+
+    def merged(self, other: Batch) -> Batch:
+        """One batch in the place of two."""
+        both = Batch()
+        both.rows = self.rows + other.rows
+        both.moves = self.moves + other.moves
+        self.hand_over(both)
+        other.hand_over(both)
+        return both
+
+    def hand_over(self, *successors: Batch) -> None:
+        """Let these carry on: whoever waits for a run that one of them holds waits there from now on."""
+        for successor in successors:
+            for run in successor.runs():
+                if run.batch is self:
+                    run.batch = successor
+        self.wake()
+
+    def wake(self) -> None:
+        """Whoever waits looks again: its run is stored, lost, refused, or in another batch by now."""
+        self.stored = True
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self.waiters.clear()
+
 
 @dataclass(slots=True, eq=False)
 class LiveRun:
@@ -78,6 +119,8 @@ class LiveRun:
     """The last batch that carries rows, or the move, of this run."""
     lost: bool = False
     """Another worker owns it by now: everything is dropped."""
+    refused: bool = False
+    """The database refuses its data: nothing that is queued for it becomes durable, but its end."""
     gate: asyncio.Event | None = None
     """Held shut by a transactional step between its seq and its commit: no other outcome may take a seq meanwhile."""
 
@@ -113,6 +156,7 @@ class Journal(Protocol):
 
         Raises:
             LeaseLostError: The run belongs to another worker by now.
+            ClosedError: The database refuses the run's data; it ends failed.
         """
         ...
 
