@@ -139,6 +139,7 @@ class FaultProxy:
         """How long each message is on its way."""
         self.refusing = False
         """New connections are closed at once."""
+        self._knocked = asyncio.Event()
         self.commits = 0
         """How many COMMITs the server has confirmed so far."""
 
@@ -165,6 +166,12 @@ class FaultProxy:
         self._traps.append(trap)
         return trap
 
+    async def knock(self) -> None:
+        """Return when the next client connects, or tries to."""
+        self._knocked.clear()
+        async with asyncio.timeout(PATIENCE_S):
+            await self._knocked.wait()
+
     def cut(self) -> None:
         """Close all connections."""
         for link in list(self._links):
@@ -180,6 +187,7 @@ class FaultProxy:
     # ---- inside
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._knocked.set()
         if self.refusing:
             writer.transport.abort()
             return

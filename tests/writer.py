@@ -44,6 +44,8 @@ class Writer:
         self.lost: list[LiveRun] = []
         self.refusals: list[tuple[LiveRun, PostgresError]] = []
         self.given_back: dict[UUID, int] = {}
+        self.compared: list[dict[UUID, int]] = []
+        """What each comparison with the database found that is not in memory."""
         self.unanswered_claims = 0
         self._wants = 0
         self._answers: list[list[LiveRun]] = []
@@ -112,12 +114,14 @@ class Writer:
         self._tell()
 
     async def reconnected(self) -> None:
+        self._tell()
         known = {run_id: run.claimed.epoch for run_id, run in self.runs.items()}
         owned = await self.store.owned()
         unknown = {run_id: epoch for run_id, epoch in owned.items() if known.get(run_id) != epoch}
         if unknown:
             await self.store.give_back(unknown)
         self.given_back.update(unknown)
+        self.compared.append(unknown)
         self._tell()
 
     def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
