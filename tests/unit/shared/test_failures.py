@@ -156,6 +156,38 @@ def test_a_long_traceback_keeps_its_innermost_frames() -> None:
     assert "raise_here" in info.traceback.splitlines()[-2]
 
 
+def fall_in_file(name: str, depth: int, cause: BaseException | None = None) -> BaseException:
+    """Raise through so many functions, each in a line that is as long as the file's name."""
+    space: dict[str, Any] = {"cause": cause}
+    exec(compile("def bottom(_): raise LookupError from cause", "bottom.py", "exec"), space)
+    exec(compile("def odd(n): (odd if n > 0 else bottom)(n - 1)", name, "exec"), space)
+    try:
+        space["odd"](depth)
+    except LookupError as error:
+        return error
+    raise AssertionError
+
+
+def test_a_traceback_of_long_lines_is_cut_at_its_outer_end() -> None:
+    text = describe_error(fall_in_file("x" * 20_000, 2)).traceback
+
+    assert text is not None
+    assert MAX_TRACEBACK_BYTES - 4 <= len(text.encode()) <= MAX_TRACEBACK_BYTES
+    assert text.endswith('File "bottom.py", line 1, in bottom\n')
+
+
+def test_the_tracebacks_of_causes_share_the_room() -> None:
+    error = fall_in_file("é" * 5_000, 1, fall_in_file("y" * 9_000, 1, fall_in_file("z" * 9_000, 1)))
+
+    info = describe_error(error)
+
+    assert info.cause is not None
+    assert info.cause.cause is not None
+    sizes = [len((one.traceback or "").encode()) for one in (info, info.cause, info.cause.cause)]
+    assert sizes[0] > 20_000
+    assert MAX_TRACEBACK_BYTES - 4 <= sum(sizes) <= MAX_TRACEBACK_BYTES
+
+
 def test_errors_of_a_thousand_causes_stay_small() -> None:
     error: BaseException = ValueError("first")
     for number in range(1000):

@@ -155,6 +155,13 @@ class Sly(list[Any]):
         raise RuntimeError("not today")
 
 
+class SlyDict(dict[str, Any]):
+    """The same for its keys and values."""
+
+    def items(self) -> Any:
+        raise RuntimeError("not today")
+
+
 class Loop:
     def __init__(self) -> None:
         self.items = [self]
@@ -191,6 +198,7 @@ def cycle() -> list[Any]:
         (lambda: [1 + 2j], "is a complex", "$[0]"),
         (lambda: [Line], "is a StructMeta", "$[0]"),
         (lambda: ValueError("x"), "is a ValueError", "$"),
+        (lambda: {"sly": SlyDict(a=object())}, "is a object", "$.sly.a"),
         (lambda: {"sly": Sly([object()])}, "cannot be encoded: RuntimeError: not today", "$.sly"),
         (lambda: [10**5000], "cannot be encoded: ValueError", "$[0]"),
         (lambda: {10**5000: 1}, "has a key of type int", "$[<int>]"),

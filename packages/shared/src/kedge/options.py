@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
@@ -131,6 +130,9 @@ def _checked(given: Mapping[str, object], checks: Mapping[str, Callable[[object]
     changes: dict[str, Any] = {}
     for name, value in given.items():
         if name not in checks:
+            # Only on the way to an error: importing it costs every client half a millisecond.
+            import difflib
+
             close = difflib.get_close_matches(name[:60], checks, 1)
             advice = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(checks)}"
             raise InvalidOptionError(f"unknown option {shown(name)}; {advice}")
