@@ -1,5 +1,6 @@
 import os
 import random
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -99,12 +100,16 @@ def test_a_forked_child_neither_repeats_its_parents_ids_nor_waits_for_its_lock()
     with ids._clock.lock:
         child = os.fork()
         if child == 0:
-            os.write(writer, b"".join(new_run_id().bytes for _ in range(100)))
-            os._exit(0)
+            try:
+                # A child that waits for the lock would never come back.
+                signal.alarm(10)
+                os.write(writer, b"".join(new_run_id().bytes for _ in range(100)))
+            finally:
+                os._exit(0)
     os.waitpid(child, 0)
+    os.close(writer)
     data = os.read(reader, 1600)
     os.close(reader)
-    os.close(writer)
 
     childs = [UUID(bytes=data[i : i + 16]) for i in range(0, 1600, 16)]
     parents = [new_run_id() for _ in range(100)]
