@@ -1,0 +1,361 @@
+"""The hot statements of worker and client, each with arguments as they come and with what its plan may touch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from kedge.ids import new_run_id
+from kedge_client import _statements as client
+from kedge_worker import _statements as worker
+from tests.contract import crowd
+
+BATCH: Final = 50
+
+Side = Literal["journal", "control", "client"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hot:
+    """A statement with arguments as the engine would give them, and what its plan may touch."""
+
+    side: Side
+    statement: str = ""
+    arguments: Sequence[object] = ()
+    by: set[str] = field(default_factory=set[str])
+    """Indexes that must serve it."""
+    touches: int = 0
+    """The most rows of growing tables that it may look at. Inside a function that it calls they are not seen."""
+    blocks: int = 0
+    """The most blocks, also inside of functions that it calls; none given: in proportion to the rows."""
+    within: tuple[str, str] | None = None
+    """The function in which it stands, and how it begins there; then `variables` are its parameters."""
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Name -> type."""
+
+
+LANES: Final = ([crowd.QUEUE] * 3, list(crowd.WORKFLOWS), [-32768] * 3, [0] * 3)
+OWN: Final = [crowd.run_id("running", n) for n in range(3, 3 * BATCH + 1, 3)]
+MIXED: Final = crowd.run_ids("finished", BATCH // 2) + crowd.run_ids("waiting", BATCH // 2)
+STARTED: Final = ("order", crowd.QUEUE, 0)
+PAGE: Final[dict[str, object]] = {"limit": BATCH, "backward": False}
+LISTS: Final[dict[str, dict[str, object]]] = {
+    "all": PAGE,
+    "a workflow": {"workflow": "order", **PAGE},
+    "failed": {"statuses": ["failed"], **PAGE},
+    "completed": {"statuses": ["completed"], **PAGE},
+    "a workflow's completed": {"workflow": "order", "statuses": ["completed"], **PAGE},
+    "a resource": {"resource": "customer-1", **PAGE},
+    "next page": {"after": crowd.run_id("finished", 10_000), **PAGE},
+    "page before": {"after": crowd.run_id("finished", 10_000), **PAGE, "backward": True},
+}
+LIVE: Final = {"p_worker": "uuid", "p_ids": "uuid[]", "p_epochs": "int[]"}
+
+HOT: Final[dict[str, Hot]] = {
+    # Three lanes of ready runs and three of due ones, 50 candidates each; then the 50 that were picked, and the
+    # question whether somebody wants them cancelled.
+    "claim": Hot(
+        side="journal",
+        statement=worker.CLAIM,
+        arguments=(crowd.WORKER, *LANES, BATCH),
+        by={"runs_ready", "runs_due", "runs_pkey", "inbox_run_id_id_key"},
+        touches=9 * BATCH + 10,
+    ),
+    "claim from a floor": Hot(
+        side="journal",
+        statement=worker.CLAIM,
+        arguments=(crowd.WORKER, *LANES[:2], [0] * 3, [crowd.WAITING + 1000] * 3, BATCH),
+        by={"runs_ready", "runs_due", "runs_pkey"},
+        touches=9 * BATCH + 10,
+    ),
+    "read what was claimed": Hot(
+        side="journal", statement=worker.READ_CLAIMED, arguments=(), by={"journal_pkey"}, touches=3 * BATCH
+    ),
+    "keep": Hot(
+        side="journal",
+        statement=worker.KEEP,
+        arguments=(
+            crowd.WORKER,
+            OWN,
+            [3] * BATCH,
+            [crowd.EPOCH] * BATCH,
+            [1] * BATCH,
+            ["s"] * BATCH,
+            ["step"] * BATCH,
+            [b"\x01"] * BATCH,
+            None,
+        ),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
+    "lock the moving": Hot(
+        side="journal", statement=worker.LOCK_MOVING, arguments=(crowd.WORKER, OWN), by={"runs_pkey"}, touches=BATCH
+    ),
+    "settle rows": Hot(
+        side="journal",
+        statement=worker.SETTLE_ROWS,
+        arguments=(OWN, [1] * BATCH),
+        by={"journal_pkey"},
+        touches=BATCH,
+    ),
+    "settle runs": Hot(
+        side="journal",
+        statement=worker.SETTLE_RUNS,
+        arguments=(crowd.WORKER, OWN + crowd.run_ids("finished", BATCH)),
+        by={"runs_pkey", "finished_pkey"},
+        touches=2 * BATCH,
+    ),
+    "owned": Hot(
+        side="journal",
+        statement=worker.OWNED,
+        arguments=(crowd.WORKER,),
+        by={"runs_owned"},
+        touches=crowd.RUNNING // 3,
+    ),
+    "end runs": Hot(
+        side="journal",
+        within=("end_runs", "with done as"),
+        variables={
+            **LIVE,
+            "p_statuses": "text[]",
+            "p_outputs": "bytea[]",
+            "p_errors": "bytea[]",
+            "p_reasons": "text[]",
+            "p_first": "int[]",
+            "p_last": "int[]",
+            "p_rows": "int[]",
+        },
+        arguments=(
+            crowd.WORKER,
+            OWN,
+            [crowd.EPOCH] * BATCH,
+            ["c"] * BATCH,
+            [b"\x01"] * BATCH,
+            [None] * BATCH,
+            [None] * BATCH,
+            [1] * BATCH,
+            [2] * BATCH,
+            [2] * BATCH,
+        ),
+        by={"runs_pkey", "journal_pkey"},
+        touches=4 * BATCH,
+    ),
+    "release: lock": Hot(
+        side="journal",
+        within=("release_runs", "perform 1"),
+        variables=LIVE,
+        arguments=(crowd.WORKER, OWN, [crowd.EPOCH] * BATCH),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
+    "release: requests": Hot(
+        side="journal",
+        within=("release_runs", "select kedge.end_runs("),
+        variables={**LIVE, "p_last": "int[]"},
+        arguments=(crowd.WORKER, OWN, [crowd.EPOCH] * BATCH, [2] * BATCH),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
+    "release": Hot(
+        side="journal",
+        within=("release_runs", "update kedge.runs r"),
+        variables={**LIVE, "p_delays_s": "float8[]", "p_reasons": "text[]", "p_last": "int[]"},
+        arguments=(crowd.WORKER, OWN, [crowd.EPOCH] * BATCH, [0.0] * BATCH, [None] * BATCH, [2] * BATCH),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
+    "notify watchers": Hot(
+        side="journal",
+        within=("notify_watchers", "with taken as"),
+        variables={"p_runs": "uuid[]"},
+        arguments=(crowd.run_ids("waiting", BATCH),),
+        by={"watchers_pkey"},
+        touches=2 * BATCH,
+    ),
+    "beat": Hot(
+        side="control", statement=worker.BEAT, arguments=(crowd.WORKER,), by={"runs_owned"}, touches=crowd.RUNNING // 3
+    ),
+    "requests": Hot(
+        side="control",
+        statement=worker.REQUESTS,
+        arguments=(crowd.WORKER,),
+        by={"runs_owned"},
+        touches=crowd.RUNNING // 3,
+    ),
+    "next due": Hot(
+        side="control",
+        statement=worker.NEXT_DUE,
+        arguments=([crowd.QUEUE], list(crowd.WORKFLOWS)),
+        by={"runs_due"},
+        touches=3,
+    ),
+    "has mail": Hot(side="control", statement=worker.HAS_MAIL, touches=1),
+    "leave": Hot(
+        side="control",
+        within=("leave", "delete from kedge.workers w"),
+        variables={"p_worker": "uuid"},
+        arguments=(crowd.WORKER,),
+        by={"runs_owned"},
+        touches=1,
+    ),
+    "courier: batch": Hot(
+        side="control",
+        within=("sort_inbox", "select coalesce(array_agg(b.seq)"),
+        variables={"p_limit": "int"},
+        arguments=(BATCH,),
+        by={"inbox_pkey"},
+        touches=BATCH,
+    ),
+    "courier: lock": Hot(
+        side="control",
+        within=("sort_inbox", "v_locked := array("),
+        variables={"v_runs": "uuid[]"},
+        arguments=(crowd.run_ids("waiting", BATCH),),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
+    "courier: runs at rest": Hot(
+        side="control",
+        within=("sort_inbox", "ended := array("),
+        variables={"v_locked": "uuid[]", "v_seqs": "bigint[]"},
+        arguments=([crowd.run_id("waiting", 999 + n) for n in range(1, BATCH + 1)], list(range(1, BATCH + 1))),
+        by={"runs_pkey"},
+        touches=2 * BATCH,
+    ),
+    "courier: running runs": Hot(
+        side="control",
+        within=("sort_inbox", "with asked as"),
+        variables={"v_locked": "uuid[]", "v_seqs": "bigint[]"},
+        arguments=(OWN, list(range(1, BATCH + 1))),
+        by={"runs_pkey"},
+        touches=2 * BATCH,
+    ),
+    "courier: done with": Hot(
+        side="control",
+        within=("sort_inbox", "delete from kedge.inbox i\n     where i.seq = any"),
+        variables={"v_seqs": "bigint[]", "v_locked": "uuid[]"},
+        arguments=(list(range(1, BATCH + 1)), crowd.run_ids("waiting", BATCH)),
+        by={"inbox_pkey", "runs_pkey"},
+        touches=2 * BATCH,
+    ),
+    "take back: runs": Hot(
+        side="control",
+        within=("take_back", "v_ids := array("),
+        variables={"v_worker.id": "uuid"},
+        arguments=(crowd.WORKER,),
+        by={"runs_owned"},
+        touches=crowd.RUNNING // 3,
+    ),
+    "take back: requests": Hot(
+        side="control",
+        within=("take_back", "perform kedge.end_runs("),
+        variables={"v_worker.id": "uuid", "v_cancelled": "uuid[]"},
+        arguments=(crowd.WORKER, OWN),
+        by={"runs_pkey", "journal_pkey"},
+        touches=4 * BATCH,
+    ),
+    "take back": Hot(
+        side="control",
+        within=("take_back", "update kedge.runs r"),
+        variables={"v_ids": "uuid[]", "v_worker.id": "uuid", "v_worker.leaving": "boolean"},
+        arguments=(OWN, crowd.WORKER, False),
+        by={"runs_pkey", "journal_pkey"},
+        touches=4 * BATCH,
+    ),
+    "courier": Hot(side="control", statement=worker.SORT_INBOX, arguments=(BATCH,), blocks=40 * BATCH),
+    "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1,), blocks=50),
+    "get": Hot(
+        side="client",
+        statement=client.GET.numbered("kedge"),
+        arguments=(MIXED, "customer-1"),
+        by={"runs_pkey", "finished_pkey", "journal_pkey", "run_tags_run"},
+        touches=5 * BATCH,
+    ),
+    "results": Hot(
+        side="client",
+        statement=client.RESULTS.numbered("kedge"),
+        arguments=(MIXED,),
+        by={"runs_pkey", "finished_pkey"},
+        touches=BATCH,
+    ),
+    "steps": Hot(
+        side="client",
+        statement=client.STEPS.numbered("kedge"),
+        arguments=(crowd.run_id("finished", 1), "customer-1"),
+        by={"finished_pkey", "journal_pkey"},
+        touches=3 + 2,
+    ),
+    "unwatch": Hot(
+        side="client",
+        within=("unwatch_v1", "delete from kedge.watchers"),
+        variables={"p_ids": "uuid[]", "p_channel": "text"},
+        arguments=(crowd.run_ids("waiting", BATCH), "a_client"),
+        by={"watchers_pkey"},
+        touches=BATCH,
+    ),
+    "start": Hot(
+        side="client",
+        statement=client.START.numbered("kedge"),
+        arguments=(new_run_id(), *STARTED, b"\x01", None, None, None, "return", None, None, None, None, False),
+        blocks=50,
+    ),
+    "start with a key that is taken": Hot(
+        side="client",
+        statement=client.START.numbered("kedge"),
+        arguments=(
+            new_run_id(),
+            *STARTED,
+            b"\x01",
+            None,
+            "key-3",
+            b"\x00",
+            "return",
+            "customer-3",
+            None,
+            None,
+            None,
+            False,
+        ),
+        blocks=50,
+    ),
+    "start many": Hot(
+        side="client",
+        statement=client.START_MANY.numbered("kedge"),
+        arguments=(
+            [new_run_id() for _ in range(BATCH)],
+            *STARTED,
+            [b"\x01"] * BATCH,
+            *[None] * 3,
+            "return",
+            *[None] * 4,
+            False,
+        ),
+        blocks=50 * BATCH,
+    ),
+    "start many: those that were there": Hot(
+        side="client",
+        within=("start_runs_v1", "return query\n            select b.place::int, b.id, true"),
+        variables={"p_ids": "uuid[]", "v_new": "uuid[]"},
+        arguments=(MIXED, MIXED[:1]),
+        by={"runs_pkey", "finished_pkey"},
+        touches=BATCH,
+    ),
+    "cancel": Hot(
+        side="client",
+        statement=client.CANCEL.numbered("kedge"),
+        arguments=(new_run_id(), crowd.run_id("pending", 1), None, None),
+        blocks=50,
+    ),
+    **{
+        f"list {name}": Hot(
+            side="client",
+            statement=client.LIST.numbered("kedge"),
+            arguments=tuple(filters.get(name) for name in client.LIST.parameters),
+            by={"journal_pkey"},
+            touches=5 * BATCH,
+            blocks=60 * BATCH,
+        )
+        for name, filters in LISTS.items()
+    },
+}
