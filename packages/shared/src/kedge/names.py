@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import Final
 
 from kedge.errors import InvalidNameError
@@ -80,6 +81,12 @@ def check_step_id(step_id: object) -> str:
     Raises:
         InvalidNameError: As `check_name`, and for one of ~ / # [ ].
     """
+    return _check_step_text(step_id) if type(step_id) is str else check_name("step", step_id, without=STEP_SIGNS)
+
+
+# A handler names the same few steps in every run.
+@lru_cache(maxsize=4096)
+def _check_step_text(step_id: str) -> str:
     return check_name("step", step_id, without=STEP_SIGNS)
 
 
