@@ -159,13 +159,18 @@ OWNED: Final = "select r.id, r.epoch from kedge.runs r where r.worker_id = $1::u
 # ---- transactional step -------------------------------------------------------------------------------------------
 
 # The memo, behind the fence: the run's row, locked until the commit. No lock on the worker's row: a take back needs the
-# run's. No row in the count: somebody else owns the run.
+# run's. No row in the count: somebody else owns the run. A client that stops here, before its COMMIT, would hold the
+# run beyond its lease: from now on the session may stand idle for a third of it.
 KEEP_TRANSACTION: Final = """
     insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
     select r.id, kedge.instant(), %(seq)s, r.epoch, %(took_ms)s, 't', %(key)s, %(value)s, ''
       from (select id, epoch from kedge.runs
              where id = %(run)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s
                for no key update) r
+     where set_config(
+           'idle_in_transaction_session_timeout',
+           (select (extract(epoch from w.lease) * 1000 / 3)::int::text from kedge.workers w where w.id = %(worker)s),
+           true) is not null
 """
 
 LOCK_RUN: Final = """

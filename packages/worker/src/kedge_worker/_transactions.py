@@ -21,7 +21,6 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from kedge.schema import render
-from kedge_worker._errors import is_gone
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
     KEEP_TRANSACTION,
@@ -40,6 +39,8 @@ _TRIES: Final = 5
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
 _REPEATABLE: Final = frozenset(("40001", "40P01"))
+# The server or an administrator ended the session, or nobody went on with its transaction in time.
+_OVER: Final = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
 
 T = TypeVar("T")
 
@@ -119,7 +120,7 @@ class TransactionRunner:
                 stored = await conn.execute(self._keep, self._memo(run, seq, key, value, started))
                 if stored.rowcount == 0:
                     raise LeaseLostError
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:
             if not _is_over(conn, error):
                 raise
             if seq is None or not await self._was_committed(run, seq):
@@ -150,7 +151,7 @@ class TransactionRunner:
                     seq = asyncio.run_coroutine_threadsafe(self._shut_gate(run), loop).result()
                     if conn.execute(self._keep, self._memo(run, seq, key, value, started)).rowcount == 0:
                         raise LeaseLostError
-            except psycopg.OperationalError as error:
+            except psycopg.Error as error:
                 if not _is_over(conn, error):
                     raise
                 settled = None if seq is None else asyncio.run_coroutine_threadsafe(self._was_committed(run, seq), loop)
@@ -169,6 +170,8 @@ class TransactionRunner:
             # A thread cannot be stopped: it ends by itself, before its commit if it has not come that far.
             abandoned.set()
             await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()  # looked at: the cancellation counts
             raise
 
     def _memo(self, run: LiveRun, seq: int, key: str, value: bytes, started: float) -> dict[str, object]:
@@ -201,6 +204,8 @@ class TransactionRunner:
         while True:
             try:
                 async with await psycopg.AsyncConnection.connect(self._conninfo) as conn:
+                    # What was committed while the first statement waited for the lock must be visible to the second.
+                    await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
                     mine = await (await conn.execute(self._lock_run, fence)).fetchone()
                     row = await (await conn.execute(self._settle, fence)).fetchone()
             except psycopg.OperationalError as error:
@@ -220,7 +225,8 @@ class _NotDoneError(Exception):
 
 
 def _is_over(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], error: psycopg.Error) -> bool:
-    return conn.closed or (error.sqlstate is not None and is_gone(error))
+    # By the state only where no application's SQL can raise it: 55000 or 25006 may be its own fault.
+    return conn.closed or error.sqlstate in _OVER
 
 
 @contextlib.contextmanager
