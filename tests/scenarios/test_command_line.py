@@ -65,6 +65,20 @@ def test_a_worker_without_a_schema_names_the_command(postgres: PostgresServer) -
     assert "kedge-worker migrate" in said.splitlines()[-1]
 
 
+def test_a_worker_beside_functions_of_another_release_names_the_command(databases: Databases) -> None:
+    url = databases.create()
+    try:
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute("update kedge.migrations set hash = 'of another release' where number = 0")
+
+        code, _, said = command("run", "tests.scenarios.shop:worker", url=url)
+
+        assert code == WRONG_SCHEMA
+        assert "kedge-worker migrate" in said.splitlines()[-1]
+    finally:
+        databases.drop(url)
+
+
 def test_a_worker_that_is_older_than_a_breaking_schema_stops(databases: Databases) -> None:
     url = databases.create()
     try:

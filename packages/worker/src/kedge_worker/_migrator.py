@@ -77,13 +77,13 @@ def check_schema(applied: dict[int, tuple[str, str, str]], *, schema: str) -> No
     """
     Refuse a database that this release cannot work with; `applied` is number -> (name, kind, hash), empty if missing.
 
-    A newer schema is fine as long as everything newer is additive: that is how a rolling deploy works.
+    A newer schema is fine as long as everything newer is additive: that is how a rolling deploy works. At the same
+    number the functions must be the same.
     """
     wanted = kedge_schema.SCHEMA_VERSION
     found = max(applied, default=0)
-    command = f"kedge-worker migrate --schema {schema}"
-    if found < wanted:
-        raise SchemaError(found, wanted, command)
+    if found < wanted or (found == wanted and applied[0][2] != kedge_schema.functions_hash()):
+        raise SchemaError(found, wanted, f"kedge-worker migrate --schema {schema}")
     if any(kind == "breaking" for number, (_, kind, _) in applied.items() if number > wanted):
         raise SchemaError(found, wanted, "deploy a newer kedge-worker")
 
