@@ -74,7 +74,7 @@ def test_a_worker_beside_functions_of_another_release_names_the_command(database
         code, _, said = command("run", "tests.scenarios.shop:worker", url=url)
 
         assert code == WRONG_SCHEMA
-        assert "kedge-worker migrate" in said.splitlines()[-1]
+        assert "another release: kedge-worker migrate" in said.splitlines()[-1]
     finally:
         databases.drop(url)
 

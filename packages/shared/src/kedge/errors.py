@@ -539,7 +539,10 @@ class SchemaError(DatabaseError):
         self.command = command
         """What to run or do."""
         self.sqlstate = None
-        self.problem = f"the schema is {f'at version {found}' if found else 'missing'}, this release wants {wanted}"
+        if found == wanted:
+            self.problem = f"the schema is at version {found}, but its functions are those of another release"
+        else:
+            self.problem = f"the schema is {f'at version {found}' if found else 'missing'}, this release wants {wanted}"
 
     def __str__(self) -> str:
         return f"{self.problem}: {self.command}"
