@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -65,7 +65,7 @@ class Journal:
         return seq
 
     async def durable(self, run: LiveRun) -> None:
-        raise AssertionError("everything is stored")
+        raise AssertionError(f"everything of run {run.claimed.id} is stored")
 
     def move(self, run: LiveRun, move: Move) -> None:
         self.moved.append(run)
@@ -74,7 +74,7 @@ class Journal:
 
 class NoTransactions:
     async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
-        raise NotImplementedError
+        raise NotImplementedError(run, key, body, sync)
 
     async def aclose(self) -> None:
         pass
@@ -118,7 +118,7 @@ def _claimed(made: Workflow[int, int], payload: bytes, memo: tuple[MemoRow, ...]
     return ClaimedRun(uuid4(), 1, seq, 0, 0, False, "default", name, None, None, payload, b"", START, START, memo)
 
 
-def best(make: Callable[[], Any], rounds: int = 5) -> float:
+def best(make: Callable[[], Coroutine[Any, Any, float]], rounds: int = 5) -> float:
     return min(asyncio.run(make()) for _ in range(rounds))
 
 

@@ -11,12 +11,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from types import CodeType, FunctionType
+from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from kedge.errors import ForeignTaskError, HandlerUseError, InvalidNameError, NestedStepError, WrongThreadError
 from kedge.names import MAX_NAME_BYTES, check_step_id
+from kedge_worker._joins import is_made_in_no_order
 from kedge_worker._turns import Rounds, Turns
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 Task: TypeAlias = "asyncio.Task[Any]"
@@ -32,6 +35,20 @@ _FOREIGN: Final = (
     "itself makes (create_task, gather, a task group), not in callbacks or in other tasks"
 )
 _OTHER_THREAD: Final = "the context is used outside its event loop: call it from the handler, not from another thread"
+
+
+_NO_ORDER: Final = (
+    "as_completed() makes tasks of coroutines in no order, so a replay could not tell them apart: give it tasks, as in "
+    "as_completed([asyncio.create_task(c) for c in ...])"
+)
+
+_operations: Final[set[CodeType]] = set()
+
+
+def operation(function: Callable[P, T]) -> Callable[P, T]:
+    """Mark an async function of a context whose key was taken before its coroutine was made."""
+    _operations.add(cast("FunctionType", function).__code__)
+    return function
 
 
 _in_step: Final[ContextVar[bool]] = ContextVar("kedge_in_step", default=False)
@@ -195,6 +212,10 @@ class BranchTasks:
         branch = Branch(None, "", busy=True) if parent.busy else parent.child()
         branch.body = body
         if branch.run is not None:
+            # An operation has its key already, whichever branch it runs in.
+            if getattr(body, "cr_code", None) not in _operations and is_made_in_no_order():
+                body.close()
+                raise HandlerUseError(_NO_ORDER)
             branch.run.others += 1
         contained = _contained(body)
         # An eager task runs its first part in here, before anybody can know it.

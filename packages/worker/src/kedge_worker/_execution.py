@@ -27,7 +27,7 @@ from kedge_worker._outcomes import Outcome
 from kedge_worker._run_clock import RunClock
 from kedge_worker._runs import Journal, LiveRun, MemoRow, Transactions
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
-from kedge_worker._turns import Turns
+from kedge_worker._turns import COMMITTED, Turns
 
 if TYPE_CHECKING:
     from kedge_worker._definitions import StepDefinition
@@ -143,9 +143,9 @@ class Execution:
 
     # ---- operations
 
-    def enter(self) -> Branch:
+    def here(self) -> Branch:
         """
-        Begin an operation in the calling task.
+        The branch that asks, which no operation is under way in.
 
         Raises:
             ClosedError: The run leaves.
@@ -153,8 +153,12 @@ class Execution:
         """
         if self.closed:
             raise ClosedError
+        return self.tasks.here(self.branches)
+
+    def enter(self) -> Branch:
+        """Begin an operation in the calling task; raises as `here` does."""
         branches = self.branches
-        here = self.tasks.here(branches)
+        here = self.here()
         here.busy = True
         if branches.others and here.task is not None:
             branches.loose.discard(here.task)
@@ -173,7 +177,8 @@ class Execution:
         while True:
             if branches.others and branches.turns is not None:
                 await branches.turns.take(place)
-            if run.gate is None:
+            # What is committed has its seq, below that of the transaction which holds the gate now.
+            if run.gate is None or place == COMMITTED:
                 break
             await run.gate.wait()
 

@@ -1,23 +1,20 @@
-"""Takes claimed runs to their outcome: calls the handler, decides what became of it, lets the journal move the run."""
+"""Which runs live here: starts them, stops them, and lets the journal move them when their handlers have ended."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from kedge.failures import encode_error
 from kedge_worker._branches import BranchTasks
-from kedge_worker._context import Context
 from kedge_worker._execution import Execution
+from kedge_worker._handling import UNWINDING_S, current_task, handle, handle_in_thread
 from kedge_worker._outcomes import Cancelled, End, GiveBack, Mismatched, Outcome, Raised, Released, Returned, next_move
 from kedge_worker._runs import ClaimedRun, Journal, LiveRun, Transactions
-from kedge_worker._signals import ReplayMismatch
-from kedge_worker._sync_context import SyncContext
 from kedge_worker._threads import Threads
 
 if TYPE_CHECKING:
@@ -26,9 +23,6 @@ if TYPE_CHECKING:
     from kedge_worker._workflows import Workflow
 
 _log: Final = logging.getLogger("kedge.worker")
-
-UNWINDING_S: Final = 5.0
-"""How long a stopped handler's own `finally` blocks may take before its outcome is written without waiting for them."""
 
 
 class Executor:
@@ -171,70 +165,21 @@ class Executor:
         self._executions[run] = execution
         # Not through the factory: that of the application may begin tasks eagerly, and a claim must not run handlers.
         if workflow.is_async:
-            task = asyncio.Task(self._handle(execution, workflow), loop=loop)
+            task = asyncio.Task(self._run(execution, handle(execution, workflow)), loop=loop)
             root = execution.branches.root
             root.task = task
             branches.by_task[task] = root
             execution.interrupt = task.cancel
         else:
-            task = asyncio.Task(self._handle_in_thread(execution, workflow), loop=loop)
+            task = asyncio.Task(
+                self._run(execution, handle_in_thread(execution, workflow, self._handler_threads)), loop=loop
+            )
         execution.task = task
 
-    async def _handle(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:
-        ref = workflow.ref
-        try:
-            if workflow.takes_input:
-                value = await workflow.fn(Context(execution), ref.decode_input(execution.run.claimed.input))
-            else:
-                value = await workflow.fn(Context(execution))
-            outcome: Outcome = Returned(ref.encode_output(value))
-        except BaseException as error:  # whatever a handler raises is its failure, not the worker's
-            if isinstance(error, GeneratorExit) and _current_task() is not execution.task:
-                raise  # the event loop is gone, and this coroutine with it
-            outcome = _outcome_of(error)
-        execution.noticed = execution.closed
-        execution.close()
-        if execution.branches.others:
-            await self._end_leftovers(execution)
-        if execution.task is not None:
-            del execution.tasks.by_task[execution.task]
+    async def _run(self, execution: Execution, handling: Coroutine[Any, Any, Outcome]) -> None:
+        outcome = await handling
+        execution.tasks.by_task.pop(execution.task, None)
         self._ended(execution, outcome)
-
-    async def _handle_in_thread(self, execution: Execution, workflow: Workflow[Any, Any]) -> None:
-        ref = workflow.ref
-        context = SyncContext(execution)
-        try:
-            args = (ref.decode_input(execution.run.claimed.input),) if workflow.takes_input else ()
-            ending = self._handler_threads.run(functools.partial(context.run, workflow.fn, args))
-            execution.interrupt = functools.partial(_interrupt_thread, context, ending)
-            outcome: Outcome = Returned(ref.encode_output(await ending))
-        except BaseException as error:  # as above
-            if isinstance(error, GeneratorExit) and _current_task() is not execution.task:
-                raise
-            outcome = _outcome_of(error)
-        if not context.begun:
-            execution.noticed = True
-        execution.close()
-        self._ended(execution, outcome)
-
-    async def _end_leftovers(self, execution: Execution) -> None:
-        """Cancel the tasks that the handler has left behind, and wait until they have unwound; bounded."""
-        deadline = execution.loop.time() + UNWINDING_S
-        tasks = execution.branches.tasks
-        if not execution.noticed:
-            _log.warning(
-                "run %s: its handler left %d unfinished tasks behind, which are cancelled: await what it starts",
-                execution.run.claimed.id,
-                len(tasks),
-            )
-        while tasks and (left_s := deadline - execution.loop.time()) > 0:
-            for task in tasks:
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait(list(tasks), timeout=min(left_s, 1))
-            # Tasks leave the set by callbacks of their own.
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.sleep(0)
 
     def _ended(self, execution: Execution, outcome: Outcome) -> None:
         """The handler has ended: queue its run's move, unless that is no longer ours to say."""
@@ -250,13 +195,19 @@ class Executor:
         self._leave(execution)
 
     def stopped(self, execution: Execution) -> None:
-        if _current_task() is not execution.task:
+        if current_task() is not execution.task:
             execution.interrupt()
         execution.loop.call_later(UNWINDING_S, self._insist, execution)
 
     def threads_ended(self, execution: Execution) -> None:
-        if execution.task is not None and execution.task.done() and execution.outcome is not None:
-            self._ended(execution, execution.outcome)
+        task, outcome = execution.task, execution.outcome
+        if (
+            self._executions.get(execution.run) is execution
+            and task is not None
+            and task.done()
+            and outcome is not None
+        ):
+            self._ended(execution, outcome)
 
     def _insist(self, execution: Execution) -> None:
         """A stopped handler has not unwound in time."""
@@ -323,32 +274,6 @@ class Executor:
             for future in waited:
                 future.cancel()
             self._quiet = None
-
-
-def _interrupt_thread(context: SyncContext, ending: asyncio.Future[Any]) -> None:
-    if context.begun:
-        context.interrupt()
-    else:
-        ending.cancel()
-
-
-def _outcome_of(error: BaseException) -> Outcome:
-    """What a handler's exception means; signals of the engine mean nothing by themselves: they come with a decision."""
-    if isinstance(error, ReplayMismatch):
-        return Mismatched(error.reason)
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # Not by this executor. Perhaps the event loop is about to end; perhaps the handler did it itself.
-            return Mismatched("the handler's task was cancelled, and not by kedge")
-    return Raised(encode_error(error))
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
 
 
 _DONE: Final = {

@@ -1,14 +1,16 @@
 """
-Which tasks wait for other tasks, and for nothing else.
+What asyncio and anyio do with tasks, as far as it must be known: which wait for other tasks and nothing else, and which
+were made in no order.
 
-This looks into CPython's asyncio and into anyio. What it does not recognise counts as something that comes from
+This looks behind the face of CPython's asyncio. A join that it does not recognise counts as something that comes from
 outside: then a replay waits a while where it need not.
 """
 
 from __future__ import annotations
 
 import asyncio
-from types import CodeType
+import sys
+from types import CodeType, FrameType
 from typing import Any, Final
 
 import anyio
@@ -24,6 +26,7 @@ _JOINS: Final = frozenset(
         ("anyio", "TaskGroup.__aexit__"),
     }
 )
+_UNORDERED: Final = frozenset({"as_completed", "as_completed.<locals>.<setcomp>", "_AsCompletedIterator.__init__"})
 _FOLDERS: Final = {
     "asyncio": asyncio.__file__.removesuffix("__init__.py"),
     "anyio": anyio.__file__.removesuffix("__init__.py"),
@@ -39,6 +42,16 @@ def joins_tasks_only(task: asyncio.Task[Any]) -> bool:
     if isinstance(getattr(awaited, "_children", None), list):
         return True
     return any(_is_join(frame) for frame in _frames(task))
+
+
+def is_made_in_no_order() -> bool:
+    """Whether the task that is being made comes from `as_completed`, which makes tasks of a set of coroutines."""
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001  # inspect.currentframe() is this, too
+    while frame is not None and frame.f_code.co_filename.startswith(_FOLDERS["asyncio"]):
+        if frame.f_code.co_qualname in _UNORDERED:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _frames(task: asyncio.Task[Any]) -> list[Any]:

@@ -1,0 +1,111 @@
+"""Calls a run's handler and says what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from kedge.failures import encode_error
+from kedge_worker._context import Context
+from kedge_worker._outcomes import Mismatched, Outcome, Raised, Returned
+from kedge_worker._signals import ReplayMismatch
+from kedge_worker._sync_context import SyncContext
+
+if TYPE_CHECKING:
+    from kedge_worker._execution import Execution
+    from kedge_worker._threads import Threads
+    from kedge_worker._workflows import Workflow
+
+_log: Final = logging.getLogger("kedge.worker")
+
+UNWINDING_S: Final = 5.0
+"""How long a stopped handler, or what a handler left behind, may take to unwind before nobody waits for it."""
+
+
+async def handle(execution: Execution, workflow: Workflow[Any, Any]) -> Outcome:
+    """Execute an async handler in the current task, and end what it leaves behind."""
+    ref = workflow.ref
+    try:
+        if workflow.takes_input:
+            value = await workflow.fn(Context(execution), ref.decode_input(execution.run.claimed.input))
+        else:
+            value = await workflow.fn(Context(execution))
+        outcome: Outcome = Returned(ref.encode_output(value))
+    except BaseException as error:  # whatever a handler raises is its failure, not the worker's
+        if isinstance(error, GeneratorExit) and current_task() is not execution.task:
+            raise  # the event loop is gone, and this coroutine with it
+        outcome = _outcome_of(error)
+    execution.noticed = execution.closed
+    execution.close()
+    if execution.branches.others:
+        await _end_leftovers(execution)
+    return outcome
+
+
+async def handle_in_thread(execution: Execution, workflow: Workflow[Any, Any], threads: Threads) -> Outcome:
+    """Execute a sync handler in a thread of its own, and wait until it has ended."""
+    ref = workflow.ref
+    context = SyncContext(execution)
+    try:
+        args = (ref.decode_input(execution.run.claimed.input),) if workflow.takes_input else ()
+        ending = threads.run(functools.partial(context.run, workflow.fn, args))
+        execution.interrupt = functools.partial(_interrupt_thread, context, ending)
+        outcome: Outcome = Returned(ref.encode_output(await ending))
+    except BaseException as error:  # as above
+        if isinstance(error, GeneratorExit) and current_task() is not execution.task:
+            raise
+        outcome = _outcome_of(error)
+    if not context.begun:
+        execution.noticed = execution.closed
+    execution.close()
+    return outcome
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """Answer the running task; None outside of any."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def _interrupt_thread(context: SyncContext, ending: asyncio.Future[Any]) -> None:
+    if context.begun:
+        context.interrupt()
+    else:
+        ending.cancel()
+
+
+async def _end_leftovers(execution: Execution) -> None:
+    """Cancel the tasks that the handler has left behind, and wait until they have unwound; bounded."""
+    deadline = execution.loop.time() + UNWINDING_S
+    tasks = execution.branches.tasks
+    if not execution.noticed:
+        _log.warning(
+            "run %s: its handler left %d unfinished tasks behind, which are cancelled: await what it starts",
+            execution.run.claimed.id,
+            len(tasks),
+        )
+    while tasks and (left_s := deadline - execution.loop.time()) > 0:
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait(list(tasks), timeout=min(left_s, 1))
+        # Tasks leave the set by callbacks of their own.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+
+
+def _outcome_of(error: BaseException) -> Outcome:
+    """What a handler's exception means. Signals of the engine mean little by themselves: they come with a decision."""
+    if isinstance(error, ReplayMismatch):
+        return Mismatched(error.reason)
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # Not by the executor. Perhaps the event loop is about to end; perhaps the handler did it itself.
+            return Mismatched("the handler's task was cancelled, and not by kedge")
+    return Raised(encode_error(error))

@@ -1,0 +1,254 @@
+"""How an operation of an async handler goes: from the memo if it is known, else its body, once, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeGuard, TypeVar
+
+from kedge_worker._branches import call_in_step, operation
+from kedge_worker._outcomes import Mismatched
+from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
+from kedge_worker._transaction_body import TransactionBody
+from kedge_worker._turns import COMMITTED, LIVE
+
+if TYPE_CHECKING:
+    from kedge_worker._branches import Branch
+    from kedge_worker._definitions import StepDefinition
+    from kedge_worker._execution import Execution, Operation
+    from kedge_worker._runs import MemoRow
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_LONG_S: Final = 60.0
+"""After so long a replay that waits says so, once."""
+
+_STOPS: Final = (ClosedError, LeaseLostError, ReplayMismatch, GeneratorExit)
+"""Not of the body: the engine's, or the end of the coroutine itself."""
+
+
+class Operations:
+    """The coroutines behind a context. Their keys were taken when they were made."""
+
+    __slots__ = ("_execution",)
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    @operation
+    async def branch(self, branch: Branch, fn: Callable[..., Awaitable[T]], args: tuple[Any, ...]) -> T:
+        execution = self._execution
+        outer = execution.here()
+        execution.tasks.switch(outer, branch)
+        try:
+            return await fn(*args)
+        finally:
+            execution.tasks.switch(branch, outer)
+
+    @operation
+    async def step(
+        self, key: str, branch: Branch, definition: StepDefinition, fn: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:
+        execution = self._execution
+        here = execution.enter()
+        try:
+            if execution.memo is not None and (row := execution.memo.get(key)) is not None:
+                return await self._replay(row, "s", branch, definition)
+            execution.replaying = False
+            run = execution.run
+            started = time.monotonic()
+            returned = False
+            try:
+                batch = run.batch
+                if (batch is not None and not batch.stored) or run.lost:
+                    await execution.barrier()
+                    started = time.monotonic()
+                value = fn(*args) if definition.is_async else await self._in_thread(fn, args)
+                if _is_awaitable(value):
+                    value = await value
+                returned = True
+                data, value = execution.encode(definition, key, value)
+            except asyncio.CancelledError as error:
+                if _is_cancelled() or execution.closed:
+                    await self._interrupted("s", key, branch)
+                    raise
+                await self._fail(error, "s", key, branch, definition, started)
+            except _STOPS:
+                raise
+            except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
+                await self._fail(error, "s", key, branch, definition, started, of_value=returned)
+            took_ms = int((time.monotonic() - started) * 1000)
+            if execution.branches.others or run.gate is not None or execution.closed:
+                await self._keep_in_turn("s", "s", key, branch, data, took_ms)
+            else:
+                execution.keep("s", "s", key, branch, data, took_ms)
+            return value
+        finally:
+            execution.leave(here)
+
+    @operation
+    async def transaction(
+        self, key: str, branch: Branch, definition: StepDefinition, fn: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Any:
+        execution = self._execution
+        here = execution.enter()
+        try:
+            if execution.memo is not None and (row := execution.memo.get(key)) is not None:
+                return await self._replay(row, "t", branch, definition)
+            execution.replaying = False
+            started = time.monotonic()
+            body = TransactionBody(execution, key, definition, fn, args)
+            run_body = body.in_loop if definition.is_async else body.in_thread
+            try:
+                await execution.transactions.run(execution.run, key, run_body, sync=not definition.is_async)
+            except asyncio.CancelledError as error:
+                if _is_cancelled() or execution.closed:
+                    await self._interrupted("t", key, branch)
+                    raise
+                await self._fail(error, "t", key, branch, definition, started)
+            except LeaseLostError:
+                raise execution.lose() from None
+            except _STOPS:
+                raise
+            except BaseException as error:  # noqa: BLE001  # as in a step
+                await self._fail(error, "t", key, branch, definition, started, of_value=body.returned)
+            if execution.branches.others:
+                try:
+                    await execution.take_turn(COMMITTED)
+                except asyncio.CancelledError:
+                    await self._interrupted("t", key, branch)
+                    raise
+            if execution.closed:
+                raise ClosedError
+            branch.last = key
+            return body.value
+        finally:
+            execution.leave(here)
+
+    def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
+        execution = self._execution
+        execution.in_threads += 1
+        return execution.threads.run(functools.partial(call_in_step, fn, args), ended=execution.thread_ended)
+
+    async def _replay(self, row: MemoRow, operation: Operation, branch: Branch, definition: StepDefinition) -> Any:
+        execution = self._execution
+        memo, turns = execution.memo, execution.branches.turns
+        assert memo is not None  # noqa: S101  # the row came from it
+        try:
+            execution.check_row(row, operation)
+            if row.kind == "x":
+                memo.expect_interruption(row)
+                await self._until_interrupted(row)
+            if execution.branches.others and turns is not None:
+                await turns.take(row.seq)
+        except asyncio.CancelledError:
+            # Interrupted again; or now for the first time, by a raw timeout that came later then.
+            if row.kind == "x" and not execution.closed and execution.branches.others and turns is not None:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await turns.take(row.seq)
+            if not execution.closed:
+                memo.hand_out(row)
+                branch.last = row.key
+            raise
+        except ReplayMismatch as mismatch:
+            execution.stop(Mismatched(mismatch.reason))
+            raise
+        if execution.closed:
+            raise ClosedError
+        memo.hand_out(row)
+        if not memo:
+            execution.replaying = False
+        branch.last = row.key
+        try:
+            return execution.recall(row, definition)
+        except ReplayMismatch as mismatch:
+            execution.stop(Mismatched(mismatch.reason))
+            raise
+
+    async def _until_interrupted(self, row: MemoRow) -> None:
+        execution = self._execution
+        said = execution.loop.call_later(
+            _LONG_S,
+            _log.warning,
+            "run %s: %r was interrupted by the handler's own code in an earlier life, and for %g s nothing has "
+            "interrupted it now: if that code is gone, cancel the run or deploy it again",
+            execution.run.claimed.id,
+            row.key,
+            _LONG_S,
+        )
+        try:
+            await execution.loop.create_future()
+        finally:
+            said.cancel()
+
+    async def _fail(
+        self,
+        error: BaseException,
+        operation: Operation,
+        key: str,
+        branch: Branch,
+        definition: StepDefinition,
+        started: float,
+        *,
+        of_value: bool = False,
+    ) -> NoReturn:
+        """Keep the error of a body and raise what the handler gets for it."""
+        execution = self._execution
+        if execution.closed and _is_cancelled() and not of_value:
+            raise ClosedError from error  # perhaps it only raised because it was cancelled
+        data, raised = execution.failure(error, operation, key, definition, of_value=of_value)
+        took_ms = int((time.monotonic() - started) * 1000)
+        await self._keep_in_turn("f", operation, key, branch, data, took_ms)
+        raise raised from error
+
+    async def _keep_in_turn(
+        self, kind: Literal["s", "f"], operation: Operation, key: str, branch: Branch, data: bytes, took_ms: int
+    ) -> None:
+        execution = self._execution
+        try:
+            await execution.take_turn(LIVE)
+        except asyncio.CancelledError:
+            if execution.closed:
+                if execution.may_keep():
+                    execution.keep(kind, operation, key, branch, data, took_ms)
+            else:
+                await self._interrupted(operation, key, branch)
+            raise
+        if execution.closed:
+            # What is done is done, though this life's handler does not get it any more.
+            if execution.may_keep():
+                execution.keep(kind, operation, key, branch, data, took_ms)
+            raise ClosedError
+        execution.keep(kind, operation, key, branch, data, took_ms)
+
+    async def _interrupted(self, operation: Operation, key: str, branch: Branch) -> None:
+        """Keep that the handler's own code cancelled an operation: on replay it must be interrupted again."""
+        execution = self._execution
+        in_turn = False
+        while not execution.closed and not in_turn:
+            try:
+                await execution.take_turn(LIVE)
+                in_turn = True
+            except asyncio.CancelledError:
+                # Cancelled once more: at once, out of turn. But no row between a transaction's seq and its commit.
+                in_turn = execution.run.gate is None
+        if not execution.closed:
+            execution.keep("x", operation, key, branch, b"", 0)
+
+
+def _is_awaitable(value: object) -> TypeGuard[Awaitable[Any]]:
+    return type(value) is CoroutineType or inspect.isawaitable(value)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody asked the current task to end; else a body has raised CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
