@@ -1,4 +1,4 @@
-"""A transactional step meets cut connections, take backs, rows on their way, and clients that stop before the COMMIT."""
+"""A transactional step meets cut connections, take backs, queued rows, and clients that stop before the COMMIT."""
 
 from __future__ import annotations
 

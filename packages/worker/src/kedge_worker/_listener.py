@@ -55,10 +55,12 @@ class Listener:
 
     async def _listen(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         while True:
+            heard = False
+            # To the end of each: more than one may arrive in a packet, and what is not taken out of it is lost.
             async for notify in conn.notifies(timeout=_HEALTH_PERIOD_S, stop_after=1):
+                heard = True
                 self._ring(notify.payload)
-                break
-            else:
+            if not heard:
                 # A half-open socket shows neither an end nor an error: ask.
                 await self._ask(conn, sql.SQL("select 1"))
 
