@@ -68,7 +68,8 @@ class _Sync:
         await self.do(client.close)
 
     async def listed(self, iterator: Any) -> list[Any]:
-        return await self.do(list, iterator)
+        found: list[Any] = await self.do(lambda: list(iterator))
+        return found
 
     async def open(self, url: str, *, autocommit: bool = False, **options: Any) -> AnyConnection:
         return psycopg.connect(url, autocommit=autocommit, **options)
@@ -104,7 +105,7 @@ TWINS: Final = (SYNC, ASYNC)
 
 
 @asynccontextmanager
-async def opened(twin: Twin, url: str, **options: Any) -> AsyncGenerator[AnyClient]:
+async def opened(twin: Twin, url: str | None, **options: Any) -> AsyncGenerator[AnyClient]:
     """A client of its own connections, closed in the end."""
     client = twin.connect(url, **options)
     try:

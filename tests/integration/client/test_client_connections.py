@@ -45,9 +45,7 @@ async def pooled(twin: Twin, url: str, **options: Any) -> AsyncGenerator[Any]:
 # ---- a pool of the application's
 
 
-async def test_a_client_works_on_the_applications_pool(
-    twin: Twin, database_url: str, conn: psycopg.Connection
-) -> None:
+async def test_a_client_works_on_the_applications_pool(twin: Twin, database_url: str, conn: psycopg.Connection) -> None:
     async with pooled(twin, database_url) as pool:
         client = twin.around(pool)
         run = await twin.do(client.start, PROCESS(ORDER, key="k"))
@@ -208,14 +206,16 @@ async def test_a_pool_that_lends_something_else_is_refused(twin: Twin) -> None:
 
     client = twin.around(lend if twin is SYNC else lend_async)
 
-    with pytest.raises(InvalidOptionError, match="the pool lends a builtins.object|the pool lends a object"):
+    with pytest.raises(InvalidOptionError, match="the pool lends a object"):
         await twin.do(client.start, PROCESS(ORDER))
 
 
 # ---- the client's own connections
 
 
-async def test_a_client_opens_nothing_before_it_is_used(twin: Twin, database_url: str, conn: psycopg.Connection) -> None:
+async def test_a_client_opens_nothing_before_it_is_used(
+    twin: Twin, database_url: str, conn: psycopg.Connection
+) -> None:
     async with opened(twin, database_url) as client:
         before = backends(conn)
         await twin.do(client.count_runs)
@@ -239,8 +239,7 @@ async def test_a_client_opens_no_more_than_it_may_and_closes_all(
 def backends(conn: psycopg.Connection) -> int:
     """How many connections clients have to this database."""
     row = conn.execute(
-        "select count(*) from pg_stat_activity where datname = current_database()"
-        " and application_name = 'kedge-client'"
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'kedge-client'"
     ).fetchone()
     assert row is not None
     count: int = row[0]
@@ -370,7 +369,7 @@ def test_threads_share_a_client(database_url: str, conn: psycopg.Connection) -> 
             for number in range(20):
                 run = client.start(NOTIFY(str(number)))
                 assert client.get(run).input == str(number)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # a thread's failure is the test's
             errors.append(error)
 
     with Client.connect(database_url, max_connections=3) as client:

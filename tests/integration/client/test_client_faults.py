@@ -75,9 +75,7 @@ async def test_a_keyed_start_whose_answer_is_lost_is_still_the_one_that_made_the
         assert run.created
 
 
-async def test_a_cancel_whose_answer_is_lost_is_one_letter(
-    twin: Twin, wire: Proxy, conn: psycopg.Connection
-) -> None:
+async def test_a_cancel_whose_answer_is_lost_is_one_letter(twin: Twin, wire: Proxy, conn: psycopg.Connection) -> None:
     async with opened(twin, wire.url) as client:
         run = await twin.do(client.start, PROCESS(ORDER))
         wire.lose_answers(b"cancel")
@@ -263,9 +261,12 @@ async def test_a_commit_that_no_standby_has_confirmed_is_unknown(
             admin.execute("select pg_reload_conf()")
             start = asyncio.create_task(twin.do(client.start, PROCESS(ORDER)))
             async with asyncio.timeout(30):
-                while admin.execute(
-                    "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
-                ).fetchone() is None:
+                while (
+                    admin.execute(
+                        "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
+                    ).fetchone()
+                    is None
+                ):
                     await asyncio.sleep(0)
 
             with pytest.raises(OutcomeUnknownError, match="standby"):

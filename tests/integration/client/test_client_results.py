@@ -308,10 +308,11 @@ def looks(conn: psycopg.Connection) -> Callable[[int], bool]:
     """Count looks for results, and tell whether one has asked for so many runs."""
     conn.execute("create table kedge.looks (ids int)")
     conn.execute(
-        "create or replace function kedge.results_v1(p_ids uuid[])"
-        " returns table (id uuid, status text, resource text, reason text, output bytea, error bytea) language sql as $$"
+        "create or replace function kedge.results_v1(p_ids uuid[]) returns table"
+        " (id uuid, status text, resource text, reason text, output bytea, error bytea) language sql as $$"
         " insert into kedge.looks values (cardinality(p_ids));"
-        " select a.id, a.status, a.resource, a.reason, a.output, a.error from kedge.all_runs a where a.id = any (p_ids) $$"
+        " select a.id, a.status, a.resource, a.reason, a.output, a.error"
+        "   from kedge.all_runs a where a.id = any (p_ids) $$"
     )
     return lambda ids: conn.execute("select 1 from kedge.looks where ids = %s", (ids,)).fetchone() is not None
 

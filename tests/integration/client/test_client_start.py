@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from kedge import InvalidOptionError, RunNotFoundError, SchemaError, WorkflowRef
+from kedge import InvalidOptionError, RunNotFoundError, RunRequest, SchemaError, WorkflowRef
 from tests.integration.client.orders import NIGHTLY, NOTIFY, ORDER, PROCESS, Order
 from tests.twins import ASYNC, AnyClient, Twin, opened
 
@@ -113,11 +113,11 @@ async def test_a_start_wakes_a_sleeping_worker(twin: Twin, client: AnyClient, co
     ids=["workflow", "queue", "delayed"],
 )
 async def test_a_start_wakes_nobody_who_could_not_claim_it(
-    twin: Twin, client: AnyClient, conn: psycopg.Connection, asked: object
+    twin: Twin, client: AnyClient, conn: psycopg.Connection, asked: RunRequest[None]
 ) -> None:
     sleep_as_worker(conn, "mail", "notify")
 
-    await twin.do(client.start, asked)  # type: ignore[arg-type]  # requests of several workflows
+    await twin.do(client.start, asked)
 
     assert not was_rung(conn)
 
@@ -178,7 +178,7 @@ async def test_the_schema_is_where_the_client_was_told(
     monkeypatch.setenv("KEDGE_SCHEMA", "other_place")
     monkeypatch.setenv("KEDGE_DATABASE_URL", database_url)
 
-    async with opened(twin, None) as by_environment:  # type: ignore[arg-type]  # None is what it is about
+    async with opened(twin, None) as by_environment:
         assert (await twin.do(by_environment.get, run.id)).workflow == "process-order"
     async with opened(twin, database_url, schema="kedge") as elsewhere:
         with pytest.raises(RunNotFoundError):

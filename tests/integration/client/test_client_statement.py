@@ -134,11 +134,17 @@ async def test_sqlalchemy_on_asyncpg_starts_no_run_when_it_rolls_back(
 # ---- asyncpg by itself
 
 
+async def connect_asyncpg(database_url: str) -> Any:
+    """Open a connection of asyncpg, which comes without types."""
+    untyped: Any = asyncpg
+    return await untyped.connect(database_url)
+
+
 @pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
 async def test_asyncpg_starts_a_run_when_it_commits(client: Client, database_url: str, asked: Any) -> None:
     statement = client.start_statement(asked)
     sql, values = statement.asyncpg()
-    connection = await asyncpg.connect(database_url)
+    connection = await connect_asyncpg(database_url)
     try:
         async with connection.transaction():
             row = await connection.fetchrow(sql, *values)
@@ -153,7 +159,7 @@ async def test_asyncpg_starts_a_run_when_it_commits(client: Client, database_url
 async def test_asyncpg_starts_no_run_when_it_rolls_back(client: Client, database_url: str) -> None:
     statement = client.start_statement(BARE)
     sql, values = statement.asyncpg()
-    connection = await asyncpg.connect(database_url)
+    connection = await connect_asyncpg(database_url)
     try:
         transaction = connection.transaction()
         await transaction.start()
@@ -178,7 +184,7 @@ def django_database(database_url: str) -> Generator[None]:
     from django.db.utils import ConnectionHandler
 
     if not settings.configured:
-        settings.configure(USE_TZ=True, DATABASES={})
+        settings.configure(USE_TZ=True, DATABASES={})  # pyright: ignore[reportUnknownMemberType]  # without types
         django.setup()
     url = sqlalchemy_url(database_url, "psycopg")
     query = dict(url.query)
@@ -190,20 +196,29 @@ def django_database(database_url: str) -> Generator[None]:
         "HOST": url.host or query.get("host", ""),
         "PORT": str(url.port or query.get("port", "")),
     }
-    connections["default"] = ConnectionHandler({"default": described})["default"]
+    handler: Any = ConnectionHandler({"default": described})
+    made = connections["default"] = handler["default"]
     try:
         yield
     finally:
-        connections["default"].close()
+        made.close()
         del connections["default"]
+
+
+@contextmanager
+def django_block() -> Generator[Any]:
+    """A cursor in a transaction of Django's."""
+    from django.db import connection, transaction
+
+    atomic: Any = transaction.atomic  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # without types
+    with atomic(), connection.cursor() as cursor:
+        yield cursor
 
 
 @pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
 def test_django_starts_a_run_when_its_block_ends_well(client: Client, database_url: str, asked: Any) -> None:
-    from django.db import connection, transaction
-
     statement = client.start_statement(asked)
-    with django_database(database_url), transaction.atomic(), connection.cursor() as cursor:
+    with django_database(database_url), django_block() as cursor:
         cursor.execute(*statement.psycopg())
         run_id, created, *_ = cursor.fetchone()
         with pytest.raises(RunNotFoundError):
@@ -215,17 +230,15 @@ def test_django_starts_a_run_when_its_block_ends_well(client: Client, database_u
 
 
 def test_django_starts_no_run_when_its_block_fails(client: Client, database_url: str) -> None:
-    from django.db import connection, transaction
-
     statement = client.start_statement(BARE)
-    with (
-        django_database(database_url),
-        pytest.raises(ZeroDivisionError),
-        transaction.atomic(),
-        connection.cursor() as cursor,
-    ):
-        cursor.execute(*statement.psycopg())
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with django_block() as cursor:
+            cursor.execute(*statement.psycopg())
+            raise ZeroDivisionError
+
+    with django_database(database_url), pytest.raises(ZeroDivisionError):
+        fail()
 
     with pytest.raises(RunNotFoundError):
         client.get(statement.run_id)

@@ -1,5 +1,7 @@
 """A start or a cancel inside the caller's own transaction: there if and only if that commits."""
 
+from typing import Any, cast
+
 import psycopg
 import pytest
 from psycopg.rows import dict_row
@@ -181,7 +183,7 @@ async def test_a_block_inside_the_transaction_can_take_a_start_back(
 
 async def test_a_start_works_in_the_callers_pipeline(database_url: str) -> None:
     async with opened(ASYNC, database_url) as client, connected(ASYNC, database_url) as mine:
-        async with mine.pipeline():  # type: ignore[attr-defined]  # the async one's
+        async with cast("psycopg.AsyncConnection[Any]", mine).pipeline():
             run = await ASYNC.do(client.start, PROCESS(ORDER), conn=mine)
         await ASYNC.do(mine.commit)
 

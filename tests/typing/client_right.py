@@ -1,0 +1,126 @@
+"""Right uses of the clients. Only the type checkers run this."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+from uuid import UUID
+
+import msgspec
+import psycopg
+import psycopg_pool
+
+from kedge_client import (
+    AsyncClient,
+    AsyncRunHandle,
+    Client,
+    Page,
+    RunHandle,
+    RunStatus,
+    RunView,
+    StartStatement,
+    StepView,
+    WorkflowRef,
+)
+
+
+class Order(msgspec.Struct, frozen=True):
+    order_id: str
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    charge_id: str
+
+
+process = WorkflowRef("process", Order, Receipt)
+nightly = WorkflowRef("nightly")
+untyped = WorkflowRef.untyped("by-name")
+order = Order("1")
+
+
+def take_any_handle(handle: RunHandle[object]) -> None:
+    assert_type(handle.result(), object)
+
+
+def sync(client: Client, conn: psycopg.Connection, pool: psycopg_pool.ConnectionPool, run_id: UUID) -> None:
+    assert_type(Client.connect(), Client)
+    assert_type(Client.connect("host=h", max_connections=2, schema="s", timeout=3, listen=False, wake=False), Client)
+    assert_type(Client(pool, timeout=timedelta(seconds=3)), Client)
+    assert_type(Client(pool.connection), Client)
+    with client as same:
+        assert_type(same, Client)
+    assert_type(client.scoped("customer-7"), Client)
+
+    run = client.start(process(order, key="k"), conn=conn)
+    assert_type(run, RunHandle[Receipt])
+    assert_type(run.result(), Receipt)
+    assert_type(run.result("30s"), Receipt)
+    assert_type(run.result(timeout=0), Receipt)
+    assert_type(run.created, bool | None)
+    assert_type(run.id, UUID)
+    assert_type(run.status(), RunStatus)
+    assert_type(run.view(), RunView)
+    assert_type(run.cancel(reason="no stock"), RunStatus)
+    assert_type(client.start(nightly()).result(), None)
+    assert_type(client.start(untyped({"a": 1})).result(), Any)
+
+    assert_type(client.start_many(process(Order(str(number))) for number in range(3)), list[RunHandle[Receipt]])
+    assert_type(client.start_many([process(order)], conn=conn), list[RunHandle[Receipt]])
+    statement = client.start_statement(process(order))
+    assert_type(statement, StartStatement[Receipt])
+    assert_type(statement.psycopg(), tuple[str, dict[str, Any]])
+    assert_type(statement.asyncpg(), tuple[str, list[Any]])
+    assert_type(statement.handle(client), RunHandle[Receipt])
+    assert_type(statement.handle(client, run_id).result(), Receipt)
+
+    assert_type(client.handle(process, run_id), RunHandle[Receipt])
+    assert_type(client.handle(process, "0198c0de-0000-7000-8000-000000000000").result(), Receipt)
+    assert_type(client.result(process, run_id, timeout="1m"), Receipt)
+    view = client.get(run)
+    assert_type(view, RunView)
+    assert_type(client.get(view).status, RunStatus)
+    client.get(run_id)
+    client.get("0198c0de-0000-7000-8000-000000000000")
+    assert_type(client.last(process, resource="customer-7"), RunView | None)
+    assert_type(client.steps(run), list[StepView])
+    assert_type(client.list_runs(workflow=process, status=["failed", "cancelled"], parent=run, limit=10), Page[RunView])
+    assert_type(
+        client.list_runs(workflow="process", status="failed", tag="t", since=datetime.now(UTC)).items[0], RunView
+    )
+    assert_type(client.iter_runs(until=datetime.now(UTC)), Iterator[RunView])
+    assert_type(client.count_runs(status="pending"), int)
+    assert_type(client.cancel(view, conn=conn), RunStatus)
+
+    # What returns more may stand where less is asked for.
+    take_any_handle(run)
+
+
+async def asynchronous(
+    client: AsyncClient, conn: psycopg.AsyncConnection[Any], pool: psycopg_pool.AsyncConnectionPool, run_id: UUID
+) -> None:
+    assert_type(AsyncClient.connect(), AsyncClient)
+    assert_type(AsyncClient(pool), AsyncClient)
+    assert_type(AsyncClient(pool.connection), AsyncClient)
+    async with client as same:
+        assert_type(same, AsyncClient)
+    assert_type(client.scoped("customer-7"), AsyncClient)
+
+    run = await client.start(process(order), conn=conn)
+    assert_type(run, AsyncRunHandle[Receipt])
+    assert_type(await run.result("30s"), Receipt)
+    assert_type(await run.status(), RunStatus)
+    assert_type(await run.view(), RunView)
+    assert_type(await run.cancel(), RunStatus)
+    assert_type(await client.start_many([process(order)], conn=conn), list[AsyncRunHandle[Receipt]])
+    assert_type(client.start_statement(process(order)).handle(client), AsyncRunHandle[Receipt])
+    assert_type(client.handle(process, run_id), AsyncRunHandle[Receipt])
+    assert_type(await client.result(process, run_id, timeout=3), Receipt)
+    assert_type(await client.get(run), RunView)
+    assert_type(await client.last(process), RunView | None)
+    assert_type(await client.steps(run), list[StepView])
+    assert_type(await client.list_runs(), Page[RunView])
+    assert_type(client.iter_runs(tag="t"), AsyncIterator[RunView])
+    assert_type(await client.count_runs(workflow=process), int)
+    assert_type(await client.cancel(run, reason="x", conn=conn), RunStatus)
+    await client.aclose()

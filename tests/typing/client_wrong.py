@@ -1,0 +1,81 @@
+"""
+Wrong uses of the clients: each line must be refused by both type checkers.
+
+Both report an "ignore" that they do not need, so a misuse that passes makes the check fail. Only they run this.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import psycopg
+import psycopg_pool
+
+from kedge_client import AsyncClient, Client, RunHandle, RunView, WorkflowRef
+
+
+class Order(msgspec.Struct, frozen=True):
+    order_id: str
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    charge_id: str
+
+
+process = WorkflowRef("process", Order, Receipt)
+order = Order("1")
+
+
+def take(*values: object) -> None:
+    """Use what would else be unused."""
+
+
+def sync(client: Client, conn: psycopg.Connection, other: psycopg.AsyncConnection[Any]) -> None:
+    # A request is not a ref, nor an input.
+    client.start(process)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.start(order)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.start("process")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.start(process, order)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
+    client.start(request=process(order))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.start_many(process(order))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    # Connections.
+    client.start(process(order), conn=other)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.start(process(order), conn)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.start(process(order), conn="host=h")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Client("host=h")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    Client()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+    # Results.
+    run = client.start(process(order))
+    text: str = run.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    narrow: RunHandle[str] = run  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    run.result(timeout=[3])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.result(process)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.handle("process", run.id)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.handle(process, run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    take(text, narrow)
+
+    # Reads.
+    client.get(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.list_runs(status="done")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.list_runs(limit="50")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.list_runs("process")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.list_runs(since="2026-01-01")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.last("process")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.cancel(run, "no stock")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def frozen(view: RunView, run: RunHandle[Receipt]) -> None:
+    view.status = "failed"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+    run.id = view.id  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def asynchronous(client: AsyncClient, conn: psycopg.Connection, pool: psycopg_pool.ConnectionPool) -> None:
+    await client.start(process(order), conn=conn)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    AsyncClient(pool)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    run = await client.start(process(order))
+    receipt: Receipt = run.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+    take(receipt)
+    list(client.iter_runs())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
