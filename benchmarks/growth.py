@@ -1,8 +1,8 @@
 """
 `make bench-growth`: whether a claim, and with it a drain, costs more when the tables are full of other runs.
 
-The same is measured beside nothing, beside 1,000,000 ended and 100,000 waiting runs, and beside those while somebody holds
-an old snapshot, so that no dead row and no dead entry of an index may go.
+The same is measured beside nothing, beside 1,000,000 ended and 100,000 waiting runs, and beside those while somebody
+holds an old snapshot, so that no dead row and no dead entry of an index may go.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ _FILL: Final = (
     """insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
        select {id}, now(), seq, seq, 0, case seq when 0 then 'i' else 's' end::"char", 'work', '\\x017b7d', ''
          from generate_series(1, {ended}) as n, generate_series(0, 1) as seq""",
-    """insert into kedge.finished (id, ended_at, epoch, next_seq, rank, attempt, crashes, status, queue, workflow, output)
-       select {id}, now(), 1, 2, 0, 0, 0, 'c', 'default', '{workflow}', '\\x017b7d' from generate_series(1, {ended}) as n""",
+    """insert into kedge.finished (id, ended_at, epoch, next_seq, rank, attempt, crashes, status, queue, workflow,
+                                   output)
+       select {id}, now(), 1, 2, 0, 0, 0, 'c', 'default', '{workflow}', '\\x017b7d'
+         from generate_series(1, {ended}) as n""",
     """insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
        select {id}, now(), 0, 0, 0, 'i', '', '\\x017b7d', ''
          from generate_series({ended} + 1, {ended} + {waiting}) as n""",
