@@ -3,7 +3,7 @@
 -- is left alone: "no row" is an answer, read from the count.
 -- p_rows > 0 says that this flush also carried rows p_first..p_last of the run: the end counts only if all of
 -- them are stored with this epoch.
--- A failure with a cancel request ends cancelled; completed wins over every request.
+-- Only an owner completes a run. A failure with a cancel request ends cancelled; completed wins over every request.
 create or replace function kedge.end_runs(
     p_worker uuid, p_ids uuid[], p_epochs int[], p_statuses text[], p_outputs bytea[], p_errors bytea[],
     p_reasons text[], p_first int[], p_last int[], p_rows int[]
@@ -28,9 +28,10 @@ begin
                 where r.id = e.id and r.epoch = e.epoch and r.worker_id is not distinct from p_worker
                   and (r.state = 'r') = (p_worker is not null)
                offset 0 for update) r
-         where e.rows = 0
-            or (select count(*) from kedge.journal j
-                 where j.run_id = e.id and j.seq between e.first and e.last and j.epoch = e.epoch) = e.rows
+         where (e.rows = 0
+                or (select count(*) from kedge.journal j
+                     where j.run_id = e.id and j.seq between e.first and e.last and j.epoch = e.epoch) = e.rows)
+           and (p_worker is not null or e.status <> 'c')
         returning id)
     delete from kedge.runs where id = any (array(select id from done));
     get diagnostics v_ended = row_count;
