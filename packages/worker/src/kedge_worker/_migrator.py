@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 from typing import Final
 
 import psycopg
@@ -13,8 +14,11 @@ from kedge.errors import SchemaError
 
 MINIMUM_SERVER: Final = 140000
 
-_MIGRATIONS_TABLE: Final = """
+_SCHEMA: Final = """
 create schema if not exists {schema};
+"""
+
+_MIGRATIONS_TABLE: Final = """
 create table if not exists kedge.migrations (
     number     int         not null primary key,   -- 0 is the set of functions
     name       text        not null,
@@ -44,7 +48,7 @@ def migrate(conninfo: str, *, schema: str = "kedge") -> list[str]:
             PostgreSQL 14.
     """
     kedge_schema.check_schema_name(schema)
-    with psycopg.connect(conninfo, autocommit=True) as conn, conn.transaction():
+    with psycopg.connect(conninfo, autocommit=True) as conn, _transaction(conn):
         _check_server(conn)
         # No lock_timeout while queueing for the turn; two seconds for the tables, so that a migration that has to
         # wait for a long query does not make everybody queue behind it.
@@ -88,14 +92,25 @@ def check_schema(applied: dict[int, tuple[str, str, str]], *, schema: str) -> No
         raise SchemaError(found, wanted, "deploy a newer kedge-worker")
 
 
-def _prelude(schema: str) -> str:
-    return kedge_schema.render(_MIGRATIONS_TABLE, schema).format(schema=f'"{schema}"')
+def _transaction(conn: psycopg.Connection[tuple[object, ...]]) -> AbstractContextManager[object]:
+    # What the one before has applied while this one waited for its turn must be visible, whatever the default is.
+    conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+    return conn.transaction()
+
+
+def _prelude(schema: str, *, exists: bool = False) -> str:
+    # IF NOT EXISTS asks for the right to create schemas even where there is nothing to create.
+    made = "" if exists else _SCHEMA.format(schema=f'"{schema}"')
+    return made + kedge_schema.render(_MIGRATIONS_TABLE, schema)
 
 
 def _plan(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> list[tuple[str, str]]:
     applied = _applied(conn, schema)
     plan = _steps(applied, schema)
-    return [(f"schema {schema}", _prelude(schema)), *plan] if plan and not applied else plan
+    if not plan or applied:
+        return plan
+    exists = conn.execute("select to_regnamespace(%s)", (f'"{schema}"',)).fetchone() != (None,)
+    return [(f"schema {schema}", _prelude(schema, exists=exists)), *plan]
 
 
 def _applied(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> dict[int, tuple[str, str, str]]:
