@@ -91,11 +91,15 @@ async def concurrent(url: str, count: int, starters: int, connections: int) -> N
 
 async def latency(url: str, count: int) -> None:
     """Start, end by SQL, result: what the client adds to a run's time."""
+    schema = sql.Identifier(SCHEMA)
+    claim = sql.SQL(
+        "update {s}.runs set state = 'r', worker_id = gen_random_uuid(), epoch = 1 where id = %s returning worker_id"
+    ).format(s=schema)
     end = sql.SQL(
-        "select {s}.end_runs(null, array[%s]::uuid[], array[0], array['c'], array[%s]::bytea[], array[null]::bytea[],"
+        "select {s}.end_runs(%s, array[%s]::uuid[], array[1], array['c'], array[%s]::bytea[], array[null]::bytea[],"
         " array[null], array[0], array[0], array[0])"
-    ).format(s=sql.Identifier(SCHEMA))
-    tell = sql.SQL("select {s}.notify_watchers(array[%s]::uuid[])").format(s=sql.Identifier(SCHEMA))
+    ).format(s=schema)
+    tell = sql.SQL("select {s}.notify_watchers(array[%s]::uuid[])").format(s=schema)
     spent: list[float] = []
     async with (
         AsyncClient.connect(url, schema=SCHEMA) as client,
@@ -107,7 +111,9 @@ async def latency(url: str, count: int) -> None:
             started = time.perf_counter()
             waiting = asyncio.create_task(run.result(10))
             await asyncio.sleep(0.002)
-            await conn.execute(end, (run.id, b'\x01"done"'))
+            owner = await (await conn.execute(claim, (run.id,))).fetchone()
+            assert owner is not None
+            await conn.execute(end, (*owner, run.id, b'\x01"done"'))
             await conn.execute(tell, (run.id,))
             told = time.perf_counter()
             await waiting

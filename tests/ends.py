@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
 from uuid import UUID
 
 import psycopg
 
 from kedge.failures import encode_error
 from kedge.wire import encode
+
+_WORKER: Final = UUID("00000000-0000-4000-8000-00000000000e")
 
 
 def complete(conn: psycopg.Connection, run_id: UUID, output: object = None, *, tell: bool = True) -> None:
@@ -36,10 +39,27 @@ def _end(
     tell: bool = True,
 ) -> None:
     ended = conn.execute(
-        "select kedge.end_runs(null, array[%s]::uuid[], array[0], array[%s], array[%s]::bytea[], array[%s]::bytea[],"
+        "select kedge.end_runs(%s, array[%s]::uuid[], array[%s], array[%s], array[%s]::bytea[], array[%s]::bytea[],"
         " array[%s]::text[], array[0], array[0], array[0])",
-        (run_id, status, output, error, reason),
+        (_WORKER, run_id, _claim(conn, run_id), status, output, error, reason),
     ).fetchone()
-    assert ended == (1,), f"run {run_id} was not there to be ended"
+    assert ended == (1,)
     if tell:
         conn.execute("select kedge.notify_watchers(array[%s]::uuid[])", (run_id,))
+
+
+def _claim(conn: psycopg.Connection, run_id: UUID) -> int:
+    """Own the run, for only its owner ends it; answers the epoch."""
+    conn.execute(
+        "insert into kedge.workers (id, lease_until, lease, started_at, protocol, name, queues, workflows)"
+        " values (%s, now() + interval '1 h', interval '1 h', now(), 1, 'test', '{}', '{}') on conflict do nothing",
+        (_WORKER,),
+    )
+    claimed = conn.execute(
+        "update kedge.runs set state = 'r', worker_id = %s, epoch = epoch + 1, started_at = now(), due_at = null"
+        " where id = %s and state <> 'r' returning epoch",
+        (_WORKER, run_id),
+    ).fetchone()
+    assert claimed is not None, f"run {run_id} is not there to be ended"
+    epoch: int = claimed[0]
+    return epoch
