@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any, Self, cast
 from uuid import UUID, uuid4
 
+from kedge.refs import WorkflowRef
 from kedge.run_meta import RunMeta
 from kedge_worker._executor import Executor
 from kedge_worker._outcomes import End, Move, RowKind
 from kedge_worker._registry import Registry
 from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, TransactionBody
 from kedge_worker._signals import LeaseLostError
-from kedge_worker._workflows import Workflow
+from kedge_worker._workflows import Workflow, workflow
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -166,6 +167,12 @@ def claim(workflow: Workflow[Any, Any], value: object = None, **changes: Any) ->
         memo=(),
     )
     return replace(claimed, **changes)
+
+
+def bound(handler: Callable[..., Any], *, name: str = "test") -> Workflow[Any, Any]:
+    """A handler without an input, sync or async, whose result may be anything that JSON holds."""
+    made: Workflow[Any, Any] = workflow(WorkflowRef[Any, Any](name, None, Any))(handler)
+    return made
 
 
 class Lives:

@@ -209,13 +209,12 @@ class BranchTasks:
         parent = self.by_task.get(parent_task) or self._born(parent_task)
         if parent is None or parent_task is None or not asyncio.iscoroutine(body):
             return asyncio.Task(body, loop=loop, **options) if inner is None else inner(loop, body, **options)
+        # An operation has its key already, whichever branch it runs in.
+        if not parent.busy and getattr(body, "cr_code", None) not in _operations and is_made_in_no_order():
+            raise HandlerUseError(_NO_ORDER)
         branch = Branch(None, "", busy=True) if parent.busy else parent.child()
         branch.body = body
         if branch.run is not None:
-            # An operation has its key already, whichever branch it runs in.
-            if getattr(body, "cr_code", None) not in _operations and is_made_in_no_order():
-                body.close()
-                raise HandlerUseError(_NO_ORDER)
             branch.run.others += 1
         contained = _contained(body)
         # An eager task runs its first part in here, before anybody can know it.

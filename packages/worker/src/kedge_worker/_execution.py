@@ -287,7 +287,7 @@ class Execution:
             )
 
     def _make_turns(self, branches: RunBranches) -> Turns:
-        return Turns(branches.loose, self.memo, self.tasks.rounds, self.loop)
+        return Turns(self.run.claimed.id, branches.loose, self.memo, self.tasks.rounds, self.loop)
 
 
 def _nothing() -> None:

@@ -8,6 +8,7 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from kedge.errors import StepError
 from kedge.failures import encode_error
 from kedge_worker._context import Context
 from kedge_worker._outcomes import Mismatched, Outcome, Raised, Returned
@@ -51,7 +52,8 @@ async def handle_in_thread(execution: Execution, workflow: Workflow[Any, Any], t
     context = SyncContext(execution)
     try:
         args = (ref.decode_input(execution.run.claimed.input),) if workflow.takes_input else ()
-        ending = threads.run(functools.partial(context.run, workflow.fn, args))
+        execution.in_threads += 1
+        ending = threads.run(functools.partial(context.run, workflow.fn, args), ended=execution.thread_ended)
         execution.interrupt = functools.partial(_interrupt_thread, context, ending)
         outcome: Outcome = Returned(ref.encode_output(await ending))
     except BaseException as error:  # as above
@@ -108,4 +110,4 @@ def _outcome_of(error: BaseException) -> Outcome:
         if task is not None and task.cancelling():
             # Not by the executor. Perhaps the event loop is about to end; perhaps the handler did it itself.
             return Mismatched("the handler's task was cancelled, and not by kedge")
-    return Raised(encode_error(error))
+    return Raised(encode_error(error, key=error.key if isinstance(error, StepError) else None))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeGuard, TypeVar
 
+from kedge.errors import PayloadError
 from kedge_worker._branches import call_in_step, operation
 from kedge_worker._outcomes import Mismatched
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
@@ -84,7 +85,9 @@ class Operations:
             except _STOPS:
                 raise
             except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
-                await self._fail(error, "s", key, branch, definition, started, of_value=returned)
+                await self._fail(
+                    error, "s", key, branch, definition, started, of_value=returned and isinstance(error, PayloadError)
+                )
             took_ms = int((time.monotonic() - started) * 1000)
             if execution.branches.others or run.gate is not None or execution.closed:
                 await self._keep_in_turn("s", "s", key, branch, data, took_ms)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, cast
 
-from kedge.errors import HandlerUseError, NestedStepError, WrongThreadError
+from kedge.errors import HandlerUseError, NestedStepError, PayloadError, WrongThreadError
 from kedge.result_types import MISSING
 from kedge_worker._branches import NESTED
 from kedge_worker._definitions import definition_of
@@ -78,12 +78,13 @@ class SyncContext(RunFacts):
         except _STOPS:
             raise
         except BaseException as error:  # whatever a body raises is the step's failure
-            data, raised = execution.failure(error, "s", key, definition, of_value=returned)
-            self._await(self._keep("f", "s", key, data, started))
+            of_value = returned and isinstance(error, PayloadError)
+            data, raised = execution.failure(error, "s", key, definition, of_value=of_value)
+            self._keep("f", "s", key, data, started)
             raise raised from error
         finally:
             branch.busy = False
-        self._await(self._keep("s", "s", key, data, started))
+        self._keep("s", "s", key, data, started)
         return cast("T", kept)
 
     def transaction(
@@ -111,7 +112,7 @@ class SyncContext(RunFacts):
             raise
         except BaseException as error:  # as in a step
             data, raised = execution.failure(error, "t", key, definition, of_value=body.returned)
-            self._await(self._keep("f", "t", key, data, started))
+            self._keep("f", "t", key, data, started)
             raise raised from error
         branch.last = key
         return cast("T", body.value)
@@ -181,13 +182,24 @@ class SyncContext(RunFacts):
             execution.loop.call_soon_threadsafe(execution.stop, Mismatched(mismatch.reason))
             raise
 
-    async def _keep(self, kind: Literal["s", "f"], operation: Operation, key: str, data: bytes, started: float) -> None:
+    def _keep(self, kind: Literal["s", "f"], operation: Operation, key: str, data: bytes, started: float) -> None:
         execution = self._execution
-        if not execution.closed or execution.may_keep():
-            took_ms = int((time.monotonic() - started) * 1000)
-            execution.keep(kind, operation, key, self._branch, data, took_ms)
-        if execution.closed:
-            raise ClosedError
+        took_ms = int((time.monotonic() - started) * 1000)
+        answer: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def keep() -> None:
+            try:
+                # What is done is done, though a closed run's handler does not get it any more.
+                if not execution.closed or execution.may_keep():
+                    execution.keep(kind, operation, key, self._branch, data, took_ms)
+            except BaseException as error:  # noqa: BLE001  # it is the waiting thread's
+                answer.set_exception(error)
+            else:
+                answer.set_result(None)
+
+        execution.loop.call_soon_threadsafe(keep)
+        answer.result()
+        self._check_open()
 
     def _await(self, work: Coroutine[Any, Any, T]) -> T:
         """Let the event loop do it, and wait for that in the handler's thread."""

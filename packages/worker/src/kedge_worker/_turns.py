@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from kedge_worker._joins import joins_tasks_only
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from kedge_worker._memo import Memo
 
 _log: Final = logging.getLogger("kedge.worker")
@@ -84,14 +86,21 @@ class Turns:
         "_memo",
         "_restless",
         "_rounds",
+        "_run_id",
         "_timer",
         "_waited_s",
         "_waiting",
     )
 
     def __init__(
-        self, loose: Set[asyncio.Task[Any]], memo: Memo | None, rounds: Rounds, loop: asyncio.AbstractEventLoop
+        self,
+        run_id: UUID,
+        loose: Set[asyncio.Task[Any]],
+        memo: Memo | None,
+        rounds: Rounds,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._run_id = run_id
         self._loose = loose
         """The run's tasks that are in the handler's own code."""
         self._memo = memo
@@ -205,12 +214,7 @@ class Turns:
 
     def _is_stuck(self) -> bool:
         """Whether no task of the run can ask for anything before somebody gets an outcome."""
-        if self._waited_s >= PATIENCE_S:
-            _log.warning(
-                "replay: a task outside of steps awaits something for long; its outcomes are no longer waited for"
-            )
-            return True
-        return all(joins_tasks_only(task) for task in self._loose)
+        return self._waited_s >= PATIENCE_S or all(joins_tasks_only(task) for task in self._loose)
 
     def _look_later(self) -> None:
         if self._timer is None:
@@ -219,4 +223,11 @@ class Turns:
     def _look_again(self) -> None:
         self._timer = None
         self._waited_s += _LOOK_AGAIN_S
+        if self._waited_s >= PATIENCE_S:
+            _log.warning(
+                "run %s: a replay has waited %g s for a task that awaits something which is not kedge's; its outcomes "
+                "may come in another order now",
+                self._run_id,
+                PATIENCE_S,
+            )
         self._look_each_round()
