@@ -9,9 +9,10 @@ from tests import moves
 from tests.clock import Clock
 from tests.sessions import Session, Sessions
 
-# Stands in for clock() and stops a claim between its snapshot and its locks: where it asks what is due.
+# Stands in for clock() and stops a claim between its snapshot and its locks: where it asks whether a run is due.
+# Volatile, since the planner itself calls what is stable, and that is before the snapshot.
 GATE = """
-    create or replace function kedge.clock() returns timestamptz language plpgsql stable as $$
+    create or replace function kedge.clock() returns timestamptz language plpgsql volatile as $$
     begin
         perform pg_advisory_xact_lock_shared(4711);
         return now();
@@ -24,6 +25,7 @@ def claim_behind_the_gate(
 ) -> Future[list[moves.Claimed]]:
     """A whole claim that has its snapshot but no lock yet; it goes on when the gatekeeper unlocks 4711."""
     worker = moves.register(gatekeeper)
+    moves.started(gatekeeper, delay_s=3600)
     gatekeeper.rows(GATE)
     gatekeeper.rows("select pg_advisory_lock(4711)")
     claimer.begin()
@@ -62,6 +64,7 @@ def test_a_run_that_was_claimed_after_this_claims_snapshot_is_not_taken_again(se
     quick.rows("select pg_advisory_unlock(4711)")
 
     assert late.result() == []
+    slow.commit()
     assert moves.run_row(quick, run)["epoch"] == 1
 
 
@@ -76,7 +79,7 @@ def test_a_run_that_ended_after_this_claims_snapshot_is_not_taken(sessions: Sess
 
     assert [run.id for run in late.result()] == [left]
     slow.commit()
-    assert moves.statuses(quick) == {ended: "cancelled", left: "running"}
+    assert moves.statuses(quick, [ended, left]) == {ended: "cancelled", left: "running"}
 
 
 def test_a_run_that_somebody_locks_is_passed_by_and_claimed_later(sessions: Sessions) -> None:
