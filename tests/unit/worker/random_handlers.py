@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -150,7 +151,9 @@ async def _row(_ctx: Context, _plan: Plan, calls: Calls) -> list[str]:
 
 
 async def _gather(_ctx: Context, _plan: Plan, calls: Calls) -> list[str]:
-    return list(await asyncio.gather(*(call() for call in calls)))
+    # Once one is cancelled, a gather goes on without the others: what they still do would have no place in the order.
+    async with _tasks(calls) as tasks:
+        return list(await asyncio.gather(*tasks))
 
 
 async def _group(_ctx: Context, _plan: Plan, calls: Calls) -> list[str]:
@@ -224,7 +227,7 @@ async def _cancelled(ctx: Context, plan: Plan, calls: Calls) -> list[str]:
 
 
 async def _branches(ctx: Context, plan: Plan, calls: Calls) -> list[str]:
-    return list(await asyncio.gather(*(ctx.branch(plan.name, call) for call in calls)))
+    return await _gather(ctx, plan, [functools.partial(ctx.branch, plan.name, call) for call in calls])
 
 
 @contextlib.asynccontextmanager

@@ -171,16 +171,24 @@ class Execution:
         if self.branches.others and here.task is not None:
             self.branches.loose.add(here.task)
 
-    async def take_turn(self, place: int) -> None:
-        """Return when the next outcome may be kept and handed out; the caller does so without awaiting anything."""
+    async def take_turn(self, place: int, *, insist: bool = False) -> None:
+        """
+        Return when the next outcome may be kept and handed out; the caller does so without awaiting anything.
+
+        With `insist` also if somebody cancels the task meanwhile, or once more.
+        """
         branches, run = self.branches, self.run
         while True:
             if branches.others and branches.turns is not None:
-                await branches.turns.take(place)
+                await branches.turns.take(place, insist=insist)
             # What is committed has its seq, below that of the transaction which holds the gate now.
-            if run.gate is None or place == COMMITTED:
+            if run.gate is None or place <= COMMITTED:
                 break
-            await run.gate.wait()
+            try:
+                await run.gate.wait()
+            except asyncio.CancelledError:
+                if self.closed or not insist:
+                    raise
 
     def may_keep(self) -> bool:
         """Whether a closed run still takes an outcome, so that its body need not run again elsewhere."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import logging
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from kedge_worker._branches import Branch
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._execution import Execution, Operation
+    from kedge_worker._memo import Memo
     from kedge_worker._runs import MemoRow
 
 T = TypeVar("T")
@@ -142,42 +142,32 @@ class Operations:
         return execution.threads.run(functools.partial(call_in_step, fn, args), ended=execution.thread_ended)
 
     async def _replay(self, row: MemoRow, operation: Operation, branch: Branch, definition: StepDefinition) -> Any:
-        execution = self._execution
-        memo, turns = execution.memo, execution.branches.turns
+        execution, memo = self._execution, self._execution.memo
         assert memo is not None  # noqa: S101  # the row came from it
         try:
             execution.check_row(row, operation)
-            if row.kind == "x":
-                memo.expect_interruption(row)
-                await self._until_interrupted(row)
-            if execution.branches.others and turns is not None:
-                await turns.take(row.seq)
-        except asyncio.CancelledError:
-            # Interrupted again; or now for the first time, by a raw timeout that came later then.
-            if row.kind == "x" and not execution.closed and execution.branches.others and turns is not None:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await turns.take(row.seq)
-            if not execution.closed:
-                memo.hand_out(row)
-                branch.last = row.key
-            raise
-        except ReplayMismatch as mismatch:
-            execution.stop(Mismatched(mismatch.reason))
-            raise
-        if execution.closed:
-            raise ClosedError
-        memo.hand_out(row)
-        if not memo:
-            execution.replaying = False
-        branch.last = row.key
-        try:
+            # The very error: anyio recognises its own.
+            interruption = await self._interrupted_again(row, memo) if row.kind == "x" else None
+            # What was kept as a value was not interrupted then: a cancellation that comes now came then, too, and the
+            # body did not let itself be stopped; or a raw timeout was later then.
+            await execution.take_turn(row.seq, insist=True)
+            if execution.closed:
+                raise ClosedError
+            memo.hand_out(row)
+            if not memo:
+                execution.replaying = False
+            branch.last = row.key
+            if interruption is not None:
+                raise interruption
             return execution.recall(row, definition)
         except ReplayMismatch as mismatch:
             execution.stop(Mismatched(mismatch.reason))
             raise
 
-    async def _until_interrupted(self, row: MemoRow) -> None:
+    async def _interrupted_again(self, row: MemoRow, memo: Memo) -> asyncio.CancelledError:
+        """Answer with what the handler's own code has cancelled the operation by, again."""
         execution = self._execution
+        memo.expect_interruption(row)
         said = execution.loop.call_later(
             _LONG_S,
             _log.warning,
@@ -188,7 +178,12 @@ class Operations:
             _LONG_S,
         )
         try:
-            await execution.loop.create_future()
+            while True:
+                await execution.loop.create_future()
+        except asyncio.CancelledError as interruption:
+            if execution.closed:
+                raise
+            return interruption
         finally:
             said.cancel()
 
@@ -235,14 +230,9 @@ class Operations:
     async def _interrupted(self, operation: Operation, key: str, branch: Branch) -> None:
         """Keep that the handler's own code cancelled an operation: on replay it must be interrupted again."""
         execution = self._execution
-        in_turn = False
-        while not execution.closed and not in_turn:
-            try:
-                await execution.take_turn(LIVE)
-                in_turn = True
-            except asyncio.CancelledError:
-                # Cancelled once more: at once, out of turn. But no row between a transaction's seq and its commit.
-                in_turn = execution.run.gate is None
+        if execution.closed:
+            return
+        await execution.take_turn(LIVE, insist=True)
         if not execution.closed:
             execution.keep("x", operation, key, branch, b"", 0)
 

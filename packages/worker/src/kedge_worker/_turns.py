@@ -9,6 +9,7 @@ several tasks come here: with one task there is nothing to order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Set
@@ -115,17 +116,20 @@ class Turns:
         self._waited_s = 0.0
         self._closed = False
 
-    async def take(self, place: int) -> None:
+    async def take(self, place: int, *, insist: bool = False) -> None:
         """
         Return when the outcome of this place (a seq of the memo, COMMITTED or LIVE) may be handed out. The caller does
         it at once, without awaiting anything. Closed, it returns at once.
+
+        With `insist` it does not give up when the task is cancelled meanwhile, however often: anyio repeats it each
+        round.
         """
         while not self._closed and not self._is_free_for(place):
             future: asyncio.Future[None] = self._loop.create_future()
             heappush(self._waiting, (place, next(self._count), future))
             self._look_each_round()
             try:
-                await future
+                await (_insist(future) if insist else future)
             except asyncio.CancelledError:
                 if self._granted is future:
                     self._granted = None
@@ -231,3 +235,9 @@ class Turns:
                 PATIENCE_S,
             )
         self._look_each_round()
+
+
+async def _insist(future: asyncio.Future[None]) -> None:
+    while not future.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.shield(future)
