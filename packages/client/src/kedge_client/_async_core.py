@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Final, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg import waiting
 from psycopg.rows import tuple_row
 
 import kedge_client._calls as calls
@@ -16,6 +15,7 @@ from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableErro
 from kedge_client._async_connections import AsyncConnection, AsyncConnections
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
+from kedge_client._driving import drive_async
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
 from kedge_client._requests import Start, Started
@@ -26,9 +26,6 @@ from kedge_client._shared_starts import SharedStarts
 from kedge_client._waiting_room import Waiter, WaitingRoom
 
 T = TypeVar("T")
-
-# How often psycopg's wait looks up, for our deadline.
-INTERVAL_S: Final = 0.1
 
 
 class AsyncCore:
@@ -62,9 +59,7 @@ class AsyncCore:
             answers: list[Answer] = []
             cut: psycopg.OperationalError | None = None
             try:
-                await waiting.wait_async(
-                    link.round_trip(call.transactions(), answers, until), link.fileno, interval=INTERVAL_S
-                )
+                await drive_async(link.round_trip(call.transactions(), answers), link.fileno, until)
             except psycopg.OperationalError as error:
                 link.cut()
                 cut = error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +11,8 @@ from typing import Any, Final, Generic, TypeVar
 import psycopg
 from psycopg import errors, pq
 
-from kedge_client._round_trip import Answer, Transaction, Waiting, bounded, round_trip
+from kedge_client._driving import READ, Waiting, ready_in
+from kedge_client._round_trip import Answer, Transaction, round_trip
 
 C_co = TypeVar("C_co", bound=psycopg.Connection[Any] | psycopg.AsyncConnection[Any], covariant=True)
 
@@ -41,10 +41,10 @@ class Link(Generic[C_co]):
         self._prepared: set[bytes] | None = set() if prepares else None
         conn.add_notice_handler(self._notice)
 
-    def round_trip(self, transactions: Sequence[Transaction], answers: list[Answer], until: float) -> Waiting:
-        """Make the generator of one round trip that ends at `until` of the monotonic clock; for psycopg's `waiting`."""
+    def round_trip(self, transactions: Sequence[Transaction], answers: list[Answer]) -> Waiting:
+        """Make the generator of one round trip."""
         self.unreplicated = False
-        return bounded(round_trip(self.conn.pgconn, self._schema, transactions, answers, self._prepared), until)
+        return round_trip(self.conn.pgconn, self._schema, transactions, answers, self._prepared)
 
     def is_alive(self) -> bool:
         """
@@ -57,7 +57,7 @@ class Link(Generic[C_co]):
             return False
         try:
             # The server says something of its own accord when it changes a setting or says goodbye.
-            while _is_readable(self.fileno):
+            while ready_in(self.fileno, READ, 0):
                 pgconn.consume_input()
         except psycopg.OperationalError:
             return False
@@ -77,11 +77,3 @@ class Link(Generic[C_co]):
     def _notice(self, diagnostic: errors.Diagnostic) -> None:
         if _UNREPLICATED in (diagnostic.message_primary or ""):
             self.unreplicated = True
-
-
-def _is_readable(fileno: int) -> bool:
-    if hasattr(select, "poll"):
-        poll = select.poll()
-        poll.register(fileno, select.POLLIN)
-        return bool(poll.poll(0))
-    return bool(select.select((fileno,), (), (), 0)[0])

@@ -7,21 +7,18 @@ psycopg's pipeline costs three times the processor time and hides which of sever
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from time import monotonic
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg import errors, generators, pq
 from psycopg.pq.abc import PGconn, PGresult
 
+from kedge_client._driving import Waiting
 from kedge_client._statements import Statement
 
 _DONE: Final = frozenset((pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK))
 _SYNC: Final = pq.ExecStatus.PIPELINE_SYNC
-
-Waiting: TypeAlias = Generator[Any, Any, Any]
-"""What psycopg's `waiting` drives: yields what it waits for, is sent what is ready."""
 
 Row: TypeAlias = tuple[Any, ...]
 
@@ -46,10 +43,6 @@ class Answer:
         self.rows: list[list[Row]] = []
         self.error: psycopg.Error | None = None
         self.closed = False
-
-
-class NoAnswerError(psycopg.OperationalError):
-    """The server was silent for too long."""
 
 
 def round_trip(
@@ -126,24 +119,3 @@ def rows_of(statement: Statement, result: PGresult) -> list[Row]:
     """Read the rows of a result in binary format."""
     columns = range(result.nfields)
     return [statement.decode([result.get_value(row, column) for column in columns]) for row in range(result.ntuples)]
-
-
-def bounded(generator: Waiting, until: float) -> Waiting:
-    """
-    Give up on a silent server at a time of the monotonic clock.
-
-    The drivers send a falsy "ready" each tenth of a second. Cancelling the statement would be no remedy: a server that
-    does not answer does not answer that either.
-
-    Raises:
-        NoAnswerError: The time was up; the connection is in the middle of something and must be closed.
-    """
-    try:
-        wanted = next(generator)
-        while True:
-            ready = yield wanted
-            if not ready and monotonic() >= until:
-                raise NoAnswerError("the server did not answer in time")
-            wanted = generator.send(ready)
-    except StopIteration as stop:
-        return stop.value

@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from typing import Final, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import psycopg
-from psycopg import waiting
 from psycopg.rows import tuple_row
 
 import kedge_client._calls as calls
 from kedge.errors import OutcomeUnknownError, UnavailableError
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
+from kedge_client._driving import drive
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
@@ -27,9 +27,6 @@ from kedge_client._sync_connections import SyncConnection, SyncConnections
 from kedge_client._waiting_thread import WaitingThread
 
 T = TypeVar("T")
-
-# How often psycopg's wait looks up, for signals and for our deadline.
-INTERVAL_S: Final = 0.1
 
 
 class SyncCore:
@@ -62,7 +59,7 @@ class SyncCore:
             answers: list[Answer] = []
             cut: psycopg.OperationalError | None = None
             try:
-                waiting.wait(link.round_trip(call.transactions(), answers, until), link.fileno, interval=INTERVAL_S)
+                drive(link.round_trip(call.transactions(), answers), link.fileno, until)
             except psycopg.OperationalError as error:
                 link.cut()
                 cut = error

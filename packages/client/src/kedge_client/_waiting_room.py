@@ -17,11 +17,11 @@ from typing import Final
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg import waiting
 
 from kedge.errors import ClosedClientError, KedgeError, RunNotFoundError, UnavailableError
 from kedge.run_state import TERMINAL, RunStatus
 from kedge_client._async_connections import AsyncLink
+from kedge_client._driving import drive_async
 from kedge_client._failures import first_line
 from kedge_client._link import Link
 from kedge_client._results import ResultRow
@@ -207,7 +207,7 @@ class WaitingRoom:
     async def _exchange(self, link: AsyncLink, transactions: Sequence[Transaction]) -> list[Answer]:
         answers: list[Answer] = []
         until = monotonic() + self._timeout_s
-        await waiting.wait_async(link.round_trip(transactions, answers, until), link.fileno, interval=0.1)
+        await drive_async(link.round_trip(transactions, answers), link.fileno, until)
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
