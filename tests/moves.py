@@ -268,8 +268,8 @@ def beat(session: Session, worker: UUID) -> list[tuple[Any, ...]]:
     return session.rows(statement("BEAT"), {"worker": worker})
 
 
-def take_back(session: Session, protocol: int = PROTOCOL) -> TakenBack | None:
-    rows = session.rows(statement("TAKE_BACK"), {"protocol": protocol})
+def take_back(session: Session, protocol: int = PROTOCOL, *, but: Sequence[UUID] = ()) -> TakenBack | None:
+    rows = session.rows(statement("TAKE_BACK"), {"protocol": protocol, "but": list(but)})
     if not rows:
         return None
     ((worker, _, freed, ended, remaining),) = rows

@@ -264,7 +264,7 @@ HOT: Final[dict[str, Hot]] = {
         touches=4 * BATCH,
     ),
     "courier": Hot(side="control", statement=worker.SORT_INBOX, arguments=(BATCH,), blocks=40 * BATCH),
-    "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1,), blocks=50),
+    "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1, []), blocks=50),
     "get": Hot(
         side="client",
         statement=client.GET.numbered("kedge"),

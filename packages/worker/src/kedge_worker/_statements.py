@@ -212,7 +212,9 @@ REQUESTS: Final = """
 
 # ---- the end of a worker ------------------------------------------------------------------------------------------
 
-TAKE_BACK: Final = "select worker_id, worker_name, freed, ended, remaining from kedge.take_back(%(protocol)s::smallint)"
+TAKE_BACK: Final = """
+    select worker_id, worker_name, freed, ended, remaining from kedge.take_back(%(protocol)s::smallint, %(but)s::uuid[])
+"""
 
 # The row goes only when nothing is owned; else it lapses, and its take back charges nobody.
 LEAVE: Final = "select kedge.leave(%(worker)s)"

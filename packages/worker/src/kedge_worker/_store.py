@@ -106,9 +106,9 @@ class Store:
         rows = await self._execute(REQUESTS, {"worker": self._worker})
         return {cast("UUID", run): cast("str | None", reason) for run, reason in rows}
 
-    async def take_back(self) -> TakenBack | None:
-        """Free the runs of one dead worker; None: nobody is dead."""
-        rows = await self._execute(TAKE_BACK, {"protocol": PROTOCOL})
+    async def take_back(self, but: Sequence[UUID] = ()) -> TakenBack | None:
+        """Free the runs of one dead worker, but not of these; None: nobody else is dead."""
+        rows = await self._execute(TAKE_BACK, {"protocol": PROTOCOL, "but": list(but)})
         if not rows:
             return None
         ((worker, name, freed, ended, remaining),) = rows

@@ -7,10 +7,11 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from kedge_worker._errors import TroubleError
+from kedge_worker._errors import PostgresError, does_not_fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from kedge_worker._store import Store
 
@@ -33,13 +34,16 @@ class Sweeper:
             try:
                 if self._may_take_back():
                     await self.sweep()
-            except TroubleError as error:
+            except PostgresError as error:
+                if does_not_fit(error):
+                    raise
                 _log.warning("sweeper: %s", error)
 
     async def sweep(self) -> int:
         """Free what dead workers hold; answers how many runs were freed."""
         total = 0
-        while (taken := await self._store.take_back()) is not None:
+        locked: list[UUID] = []
+        while (taken := await self._store.take_back(locked)) is not None:
             total += taken.freed
             if taken.freed or not taken.remaining:
                 _log.warning("take back: worker %s is dead, %d runs freed", taken.worker_name, taken.freed)
@@ -49,5 +53,5 @@ class Sweeper:
                 self._found()
                 await self._store.ring(None, None)
             if taken.remaining:
-                break  # locked rows: next round
+                locked.append(taken.worker_id)  # next round
         return total

@@ -1,7 +1,8 @@
 -- Frees the runs of one dead worker; separate statements, each with its own snapshot. A run that is locked stays, and
--- the worker's row with it, for the next round. Answers no row when nobody is dead.
+-- the worker's row with it, for the next round; p_but are the workers that this round has met already, so that one
+-- locked run does not keep others waiting. Answers no row when nobody else is dead.
 -- Only row data decides, so that a worker can take back runs of workflows that it does not know.
-create or replace function kedge.take_back(p_protocol smallint)
+create or replace function kedge.take_back(p_protocol smallint, p_but uuid[])
 returns table (worker_id uuid, worker_name text, freed int, ended uuid[], remaining boolean)
 language plpgsql as $$
 declare
@@ -12,7 +13,7 @@ begin
     -- One lease of grace after the server's start: leases lapsed because the database was away, nobody crashed.
     -- Who says that it leaves needs no grace.
     select w.id, w.name, w.leaving into v_worker from kedge.workers w
-     where w.lease_until < clock_timestamp() and w.protocol <= p_protocol
+     where w.lease_until < clock_timestamp() and w.protocol <= p_protocol and w.id <> all (p_but)
        and (w.leaving or pg_postmaster_start_time() + w.lease < clock_timestamp())
      order by w.lease_until limit 1 for update skip locked;
     if not found then
