@@ -41,7 +41,7 @@ def is_mistaken(error: BaseException) -> bool:
 
 @dataclass(frozen=True)
 class Guard:
-    """`where` is a file of the schema or a statement of the worker; `before` stands there so often, `place` is which."""
+    """`where` is a file of the schema or a statement of the worker; `before` stands in it, and `place` says which."""
 
     name: str
     where: str
