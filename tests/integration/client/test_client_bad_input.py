@@ -203,7 +203,11 @@ async def test_a_reason_that_cannot_be_kept_is_refused(twin: Twin, offline: AnyC
             await entry()
 
 
-@pytest.mark.parametrize("asked", [None, 3, "process-order", PROCESS, ORDER, object(), [PROCESS(ORDER)]], ids=ascii)
+@pytest.mark.parametrize(
+    "asked",
+    [None, 3, "process-order", PROCESS, ORDER, object(), [PROCESS(ORDER)]],
+    ids=lambda value: type(value).__name__,
+)
 async def test_what_is_no_request_is_refused(twin: Twin, offline: AnyClient, asked: Any) -> None:
     for entry in (
         lambda: twin.do(offline.start, asked),
