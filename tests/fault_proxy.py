@@ -31,6 +31,8 @@ class Message:
     sender: Sender
     kind: bytes
     body: bytes
+    connection: int = 0
+    """Which one, counted from 1."""
 
     def encoded(self) -> bytes:
         return self.kind + (len(self.body) + 4).to_bytes(4, "big") + self.body
@@ -62,6 +64,10 @@ class Trap:
         self._sprung = asyncio.Event()
         self._released = asyncio.Event()
         self._delivered = asyncio.Event()
+
+    @property
+    def has_sprung(self) -> bool:
+        return self._sprung.is_set()
 
     async def sprung(self) -> None:
         """Return when it has sprung."""
@@ -140,6 +146,7 @@ class FaultProxy:
         self.refusing = False
         """New connections are closed at once."""
         self._knocked = asyncio.Event()
+        self._accepted = 0
         self.commits = 0
         """How many COMMITs the server has confirmed so far."""
 
@@ -212,7 +219,8 @@ class FaultProxy:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link((reader, writer), server)
+        self._accepted += 1
+        link = _Link((reader, writer), server, self._accepted)
         self._links.add(link)
         try:
             await asyncio.gather(self._pump(link, "client"), self._pump(link, "server"))
@@ -225,7 +233,7 @@ class FaultProxy:
         first = sender == "client"
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                message = await _read(source, sender, startup=first)
+                message = await _read(source, sender, link, startup=first)
                 first = False
                 if sender == "server" and answers_commit(message):
                     self.commits += 1
@@ -269,7 +277,7 @@ class FaultProxy:
             case Fault.ABANDON:
                 held = [message]
                 while held[-1].kind not in (b"S", b"Q"):
-                    held.append(await _read(link.client[0], "client", startup=False))
+                    held.append(await _read(link.client[0], "client", link, startup=False))
                 link.abandon()
                 await trap.hold(lambda: target.writelines([one.encoded() for one in held]))
                 return True
@@ -282,7 +290,9 @@ class _Link:
         self,
         client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        number: int,
     ) -> None:
+        self.number = number
         self.client = client
         self.server = server
         self.abandoned = False
@@ -298,7 +308,7 @@ class _Link:
             writer.close()
 
 
-async def _read(reader: asyncio.StreamReader, sender: Sender, *, startup: bool) -> Message:
+async def _read(reader: asyncio.StreamReader, sender: Sender, link: _Link, *, startup: bool) -> Message:
     kind = b"" if startup else await reader.readexactly(1)
     size = int.from_bytes(await reader.readexactly(4), "big")
-    return Message(sender, kind, await reader.readexactly(size - 4))
+    return Message(sender, kind, await reader.readexactly(size - 4), link.number)

@@ -63,10 +63,7 @@ class LeaseKeeper:
 
     @property
     def may_take_back(self) -> bool:
-        """
-        False for one lease after a failed beat, and while one is overdue: perhaps nobody died, and only the database was
-        away.
-        """
+        """False for one lease after a failed beat, and while one is overdue: perhaps only the database was away."""
         now = time.monotonic()
         overdue = now - self._accepted_at > 2 * self._lease_s / _BEATS_A_LEASE
         return not overdue and now - self._failed_at > self._lease_s
