@@ -146,9 +146,9 @@ class MemoryTransactions:
         self.closed = True
 
 
-def claim(workflow: Workflow[Any, Any], value: object = None, **changes: Any) -> ClaimedRun:
+def claim(made: Workflow[Any, Any], value: object = None, **changes: Any) -> ClaimedRun:
     """A claimed run of a workflow, as if it had just been started with this input."""
-    request = workflow.ref(value)
+    request = made.ref(value)
     claimed = ClaimedRun(
         id=uuid4(),
         epoch=1,
@@ -157,7 +157,7 @@ def claim(workflow: Workflow[Any, Any], value: object = None, **changes: Any) ->
         crashes=0,
         cancel_asked=False,
         queue="default",
-        workflow=workflow.ref.qualified_name,
+        workflow=made.ref.qualified_name,
         resource=None,
         reason=None,
         input=request.payload,

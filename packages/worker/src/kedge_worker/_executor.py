@@ -12,7 +12,7 @@ from uuid import UUID
 from kedge.failures import encode_error
 from kedge_worker._branches import BranchTasks
 from kedge_worker._execution import Execution
-from kedge_worker._handling import UNWINDING_S, current_task, handle, handle_in_thread
+from kedge_worker._handling import UNWINDING_S, current_task, end_leftovers, handle, handle_in_thread, outcome_of
 from kedge_worker._outcomes import Cancelled, End, GiveBack, Mismatched, Outcome, Raised, Released, Returned, next_move
 from kedge_worker._runs import ClaimedRun, Journal, LiveRun, Transactions
 from kedge_worker._threads import Threads
@@ -177,7 +177,13 @@ class Executor:
         execution.task = task
 
     async def _run(self, execution: Execution, handling: Coroutine[Any, Any, Outcome]) -> None:
-        outcome = await handling
+        try:
+            outcome = await handling
+        except BaseException as error:  # noqa: BLE001  # GeneratorExit out of a future closes the coroutine that awaits it
+            outcome = outcome_of(error, execution)
+            execution.close()
+        if execution.branches.others:
+            await end_leftovers(execution)
         execution.tasks.by_task.pop(execution.task, None)
         self._ended(execution, outcome)
 

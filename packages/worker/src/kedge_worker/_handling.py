@@ -27,7 +27,7 @@ UNWINDING_S: Final = 5.0
 
 
 async def handle(execution: Execution, workflow: Workflow[Any, Any]) -> Outcome:
-    """Execute an async handler in the current task, and end what it leaves behind."""
+    """Execute an async handler in the current task."""
     ref = workflow.ref
     try:
         if workflow.takes_input:
@@ -35,14 +35,10 @@ async def handle(execution: Execution, workflow: Workflow[Any, Any]) -> Outcome:
         else:
             value = await workflow.fn(Context(execution))
         outcome: Outcome = Returned(ref.encode_output(value))
-    except BaseException as error:  # whatever a handler raises is its failure, not the worker's
-        if isinstance(error, GeneratorExit) and current_task() is not execution.task:
-            raise  # the event loop is gone, and this coroutine with it
-        outcome = _outcome_of(error)
+    except BaseException as error:  # noqa: BLE001  # whatever a handler raises is its failure, not the worker's
+        outcome = outcome_of(error, execution)
     execution.noticed = execution.closed
     execution.close()
-    if execution.branches.others:
-        await _end_leftovers(execution)
     return outcome
 
 
@@ -56,10 +52,8 @@ async def handle_in_thread(execution: Execution, workflow: Workflow[Any, Any], t
         ending = threads.run(functools.partial(context.run, workflow.fn, args), ended=execution.thread_ended)
         execution.interrupt = functools.partial(_interrupt_thread, context, ending)
         outcome: Outcome = Returned(ref.encode_output(await ending))
-    except BaseException as error:  # as above
-        if isinstance(error, GeneratorExit) and current_task() is not execution.task:
-            raise
-        outcome = _outcome_of(error)
+    except BaseException as error:  # noqa: BLE001  # as above
+        outcome = outcome_of(error, execution)
     if not context.begun:
         execution.noticed = execution.closed
     execution.close()
@@ -81,7 +75,7 @@ def _interrupt_thread(context: SyncContext, ending: asyncio.Future[Any]) -> None
         ending.cancel()
 
 
-async def _end_leftovers(execution: Execution) -> None:
+async def end_leftovers(execution: Execution) -> None:
     """Cancel the tasks that the handler has left behind, and wait until they have unwound; bounded."""
     deadline = execution.loop.time() + UNWINDING_S
     tasks = execution.branches.tasks
@@ -101,8 +95,10 @@ async def _end_leftovers(execution: Execution) -> None:
             await asyncio.sleep(0)
 
 
-def _outcome_of(error: BaseException) -> Outcome:
-    """What a handler's exception means. Signals of the engine mean little by themselves: they come with a decision."""
+def outcome_of(error: BaseException, execution: Execution) -> Outcome:
+    """Say what a handler's exception means. The engine's signals mean little by themselves: they follow a decision."""
+    if isinstance(error, GeneratorExit) and current_task() is not execution.task:
+        raise error  # the event loop is gone, and this coroutine with it
     if isinstance(error, ReplayMismatch):
         return Mismatched(error.reason)
     if isinstance(error, asyncio.CancelledError):

@@ -111,7 +111,8 @@ def _check_handler(made: Workflow[Any, Any]) -> None:
     names = list(signature.parameters)
     wanted_context = Context if made.is_async else SyncContext
     found_context = hints.get(names[0], wanted_context)
-    if isinstance(found_context, type) and not issubclass(wanted_context, found_context):
+    says_little = any(found_context is one for one in _ANY)
+    if isinstance(found_context, type) and not says_little and not issubclass(wanted_context, found_context):
         kind = "an async handler gets a Context" if made.is_async else "a sync handler gets a SyncContext"
         raise DefinitionError(f"{whose} takes a {found_context.__qualname__}, but {kind}")
     if made.takes_input and len(names) > 1:
