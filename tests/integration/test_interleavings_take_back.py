@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
@@ -560,6 +560,32 @@ def test_another_process_that_got_the_same_pid_is_not_ended_for_a_dead_worker(se
 
     assert innocent.value("select 1") == 1
     innocent.rollback()
+
+
+def test_a_hung_session_of_another_role_stops_no_taker(sessions: Sessions) -> None:
+    db, hung = sessions.open(lock_timeout="50ms"), sessions.open()
+    worker, _ = dead_worker(db, 1)
+    db.rows(
+        "update kedge.workers w set pids = array[a.pid], pids_started = array[a.backend_start]"
+        " from pg_stat_activity a where a.pid = $1",
+        (hung.pid,),
+    )
+    hung.begin()
+    moves.hold(hung, worker)
+    role = f"taker_{uuid4().hex[:12]}"
+    db.rows(f"create role {role} in role pg_read_all_stats")
+    db.rows(f"grant usage on schema kedge to {role}")
+    db.rows(f"grant all on all tables in schema kedge to {role}")
+    db.rows(f"set role {role}")
+
+    taken = moves.take_back(db)
+
+    db.rows("reset role")
+    db.rows(f"drop owned by {role}")
+    db.rows(f"drop role {role}")
+    assert taken is None
+    assert hung.value("select 1") == 1
+    hung.rollback()
 
 
 class ClientThatDoesNotRead:

@@ -127,6 +127,18 @@ async def test_one_flush_keeps_ends_gives_back_and_claims_in_one_round_trip(data
     assert moves.run_row(db, released.claimed.id)["reason"] == "why"
 
 
+async def test_a_step_that_took_longer_than_its_column_can_tell_is_stored(database_url: str, db: Session) -> None:
+    moves.started(db, 1)
+    async with open_store(database_url) as writer:
+        (run,) = await claimed(writer)
+        flush = batch((run, 1, COMPLETED))
+        flush.rows[0].took_ms = 2**31
+
+        answer = await writer.store.flush(flush, None)
+
+    assert (answer.kept, answer.moved) == (1, 1)
+
+
 async def test_a_flush_of_a_worker_whose_row_is_gone_stores_nothing(database_url: str, db: Session) -> None:
     moves.started(db, 1)
     async with open_store(database_url) as writer:
@@ -409,6 +421,59 @@ async def test_a_promoted_server_ends_the_life_of_a_worker(breakable_postgres: P
 
         with pytest.raises(LeaseLostError, match="promoted"):
             await writer.store.connect()
+
+
+async def test_a_commit_whose_wait_for_a_standby_was_cancelled_is_unknown_and_settled(
+    breakable_postgres: PostgresServer,
+) -> None:
+    server = breakable_postgres
+    with open_sessions(server.url) as sessions:
+        db = sessions.open(synchronous_commit="local")
+        moves.started(db, 1)
+        async with open_store(server.url) as writer:
+            (run,) = await claimed(writer)
+            probe = sessions.open()
+            db.rows("alter system set synchronous_standby_names = 'nobody'")
+            db.rows("select pg_reload_conf()")
+            probing = probe.later(commit_until_one_is_cancelled)
+            await asyncio.to_thread(waits_for_a_standby, sessions, probe.pid)
+            flush = batch((run, 1, COMPLETED))
+            writing = asyncio.create_task(writer.store.flush(flush, None))
+            (pid,) = db.rows("select pids[1] from kedge.workers")[0]
+            await asyncio.to_thread(waits_for_a_standby, sessions, pid)
+            db.rows("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
+            probing.result()
+
+            with pytest.raises(CutError, match="synchronous standby"):
+                await writing
+            db.rows("alter system reset synchronous_standby_names")
+            db.rows("select pg_reload_conf()")
+            await writer.store.connect()
+            standing = await writer.store.settle([run], flush.rows)
+
+    assert (standing[run.claimed.id].epoch, standing[run.claimed.id].live) == (1, False)
+    assert standing[run.claimed.id].rows == {1: 1}
+
+
+def commit_until_one_is_cancelled(session: Session) -> None:
+    """The setting counts when the server's checkpointer has read it, which nobody can see but who commits."""
+    cancelled = False
+
+    def notice(_: object) -> None:
+        nonlocal cancelled
+        cancelled = True
+
+    session.conn.add_notice_handler(notice)
+    while not cancelled:
+        session.rows("select pg_current_xact_id()")
+
+
+def waits_for_a_standby(sessions: Sessions, pid: int) -> None:
+    sessions.wait_until(
+        "select wait_event is not distinct from 'SyncRep' from pg_stat_activity where pid = %(pid)s",
+        {"pid": pid},
+        what="a commit to wait for its standby",
+    )
 
 
 def in_transaction(db: Session) -> list[tuple[UUID]]:

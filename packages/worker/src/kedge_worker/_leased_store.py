@@ -42,6 +42,9 @@ Lane = tuple[str, str]
 LOWEST: Final = (-32768, 0)
 """The floor (rank, seq) of a lane that is looked at from its beginning."""
 
+# What the column holds: 24 days.
+_LONGEST_MS: Final = 2**31 - 1
+
 _UNSET: Final = datetime.min.replace(tzinfo=UTC)
 
 _STATEMENTS: Final = {
@@ -271,7 +274,7 @@ class LeasedStore:
                 _binary.uuids([row.run.claimed.id.bytes for row in rows]),
                 _binary.ints([row.seq for row in rows]),
                 _binary.ints([row.run.claimed.epoch for row in rows]),
-                _binary.ints([row.took_ms for row in rows]),
+                _binary.ints([min(row.took_ms, _LONGEST_MS) for row in rows]),
                 _binary.chars([row.kind.encode() for row in rows]),
                 _binary.texts([row.key for row in rows]),
                 _binary.byteas([row.value for row in rows]),

@@ -180,7 +180,7 @@ class TransactionRunner:
             "epoch": run.claimed.epoch,
             "worker": self._worker_id,
             "seq": seq,
-            "took_ms": int((time.monotonic() - started) * 1000),
+            "took_ms": min(int((time.monotonic() - started) * 1000), 2**31 - 1),
             "key": key,
             "value": value,
         }
