@@ -79,6 +79,9 @@ class Drainer:
         times = self._seen.cpu_times()
         return float(times.user + times.system)
 
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
     def end(self) -> dict[str, float]:
         """Let it end, and return what it counted."""
         self._process.terminate()
@@ -112,7 +115,7 @@ def drain(server: BenchServer, url: str, workload: Workload, *, seconds: float) 
         drainer(url, module, *arguments) as process,
     ):
         process.begin()
-        _wait_for(conn, f"select exists ({workload.ended_at})")
+        _wait_for_the_first(conn, workload, process)
         time.sleep(WARM_UP_S)
         before, cpu_before = server.read(url), process.cpu_s()
         time.sleep(seconds)
@@ -136,11 +139,11 @@ def drain(server: BenchServer, url: str, workload: Workload, *, seconds: float) 
     )
 
 
-def _wait_for(conn: psycopg.Connection, question: str) -> None:
+def _wait_for_the_first(conn: psycopg.Connection, workload: Workload, process: Drainer) -> None:
     deadline = time.monotonic() + _LONGEST_START_S
-    while conn.execute(question.encode()).fetchone() != (True,):
-        if time.monotonic() > deadline:
-            raise TimeoutError("the drain has not begun")
+    while conn.execute(f"select exists ({workload.ended_at})".encode()).fetchone() != (True,):
+        if process.has_ended() or time.monotonic() > deadline:
+            raise RuntimeError(f"{workload.name}: the drain has not begun")
         time.sleep(0.02)
 
 
