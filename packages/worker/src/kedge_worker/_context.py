@@ -21,6 +21,10 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+# What they return is typed Coroutine[object, None, T] and not [Any, Any, T]: with Any in it, mypy cannot choose between
+# the overloads of asyncio.gather, and answers Any.
+
+
 class Context(RunFacts):
     """
     The durable operations of an async handler.
@@ -40,11 +44,11 @@ class Context(RunFacts):
     @overload
     def step(
         self, step_id: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts, output: TypeForm[T] = ...
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Coroutine[object, None, T]: ...
     @overload
     def step(
         self, step_id: str, fn: Callable[[*Ts], T], /, *args: *Ts, output: TypeForm[T] = ...
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Coroutine[object, None, T]: ...
     def step(self, step_id: Any, fn: Any, /, *args: Any, output: Any = MISSING) -> Any:  # type: ignore[misc]
         """
         Run the function once, keep its value, and answer what was kept, now and on replay.
@@ -74,11 +78,11 @@ class Context(RunFacts):
     @overload
     def transaction(
         self, step_id: str, fn: Callable[[AsyncConn, *Ts], Awaitable[T]], /, *args: *Ts, output: TypeForm[T] = ...
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Coroutine[object, None, T]: ...
     @overload
     def transaction(
         self, step_id: str, fn: Callable[[SyncConn, *Ts], T], /, *args: *Ts, output: TypeForm[T] = ...
-    ) -> Coroutine[Any, Any, T]: ...
+    ) -> Coroutine[object, None, T]: ...
     def transaction(self, step_id: Any, fn: Any, /, *args: Any, output: Any = MISSING) -> Any:  # type: ignore[misc]
         """
         Run the function with a connection: its SQL and its kept value commit together, or not at all.
@@ -104,7 +108,7 @@ class Context(RunFacts):
             definition = definition.with_output(output)
         return self._operations.transaction(branch.key(step_id), branch, definition, fn, args)
 
-    def branch(self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts) -> Coroutine[Any, Any, T]:
+    def branch(self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts) -> Coroutine[object, None, T]:
         """
         Run a part of the handler as a branch with a name: its keys begin with `name/`, whatever tasks were made before.
 
