@@ -234,6 +234,43 @@ async def test_not_of_a_body_that_ends_all_the_same() -> None:
     assert journal == [("s", "meanwhile"), ("s", "stubborn")]
 
 
+async def test_by_a_raw_timeout_that_comes_earlier_on_replay() -> None:
+    bodies = Bodies()
+    lives = 0
+
+    async def handler(ctx: Context) -> str:
+        nonlocal lives
+        lives += 1
+        known = asyncio.Event()
+        timeout = asyncio.timeout(3600 if lives == 1 else 0)
+
+        async def other() -> None:
+            # Kept first; and on replay it comes when the time is up.
+            while lives == 2 and not timeout.expired():
+                await asyncio.sleep(0)
+            await ctx.step("other", bodies.echo, "1")
+            known.set()
+
+        async def timed() -> str:
+            if lives == 1:
+                await known.wait()
+            try:
+                async with timeout:
+                    await ctx.step("one", bodies.echo, "2")
+                    if lives == 1:
+                        timeout.reschedule(0)
+                    return await ctx.step("two", bodies.never)
+            except TimeoutError:
+                return "in time"
+
+        return (await asyncio.gather(timed(), other()))[0]
+
+    result, journal = await live_and_repeat(handler, bodies)
+
+    assert result == "in time"
+    assert journal == [("s", "~2/other"), ("s", "~1/one"), ("x", "~1/two")]
+
+
 async def test_of_a_transaction() -> None:
     bodies = Bodies()
 

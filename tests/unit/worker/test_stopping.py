@@ -14,7 +14,6 @@ from kedge.refs import WorkflowRef
 from kedge_worker import _executor, _handling
 from kedge_worker._context import Context
 from kedge_worker._outcomes import End, GiveBack
-from kedge_worker._signals import ClosedError
 from kedge_worker._workflows import workflow
 from tests.unit.worker.journal import Lives, bound, claim
 
@@ -150,8 +149,9 @@ async def test_the_context_is_of_no_use_after_the_end() -> None:
 
     async with Lives(bound(handler)) as lives:
         await lives.run()
+        await rounds()
 
-        with pytest.raises(ClosedError):
+        with pytest.raises(ForeignTaskError):
             await kept[0].step("late", echo, 1)
 
 

@@ -43,6 +43,29 @@ async def test_the_loops_own_factory_is_used_and_put_back() -> None:
     assert made
 
 
+async def test_two_executors_in_one_loop_may_close_in_any_order() -> None:
+    async def handler(ctx: Context) -> int:
+        return await asyncio.create_task(ctx.step("a", echo, 1))
+
+    loop = asyncio.get_running_loop()
+    first, second = Lives(bound(handler)), Lives(bound(handler))
+    async with second:
+        await first.__aenter__()
+        moves = await asyncio.gather(first.run(), second.run())
+        await second.executor.aclose()
+        await first.__aexit__(None, None, None)
+
+    assert [
+        key
+        for lives, (claimed, _) in zip((first, second), moves, strict=True)
+        for key in lives.journal.keys(claimed.id)
+    ] == [
+        ("s", "a"),
+        ("s", "a"),
+    ]
+    loop.set_task_factory(None)
+
+
 async def test_tasks_of_others_are_made_as_ever() -> None:
     async def handler(_ctx: Context) -> None: ...
 

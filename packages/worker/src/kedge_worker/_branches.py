@@ -63,7 +63,7 @@ def call_in_step(fn: Callable[..., T], args: tuple[Any, ...]) -> T:
 class Branch:
     """One line of a run's execution. Its keys are `path` + id, with `#n` from an id's second use on."""
 
-    __slots__ = ("_children", "_counts", "body", "busy", "last", "path", "run", "task")
+    __slots__ = ("_children", "_counts", "body", "busy", "last", "path", "run", "swallowed", "task")
 
     def __init__(self, run: RunBranches | None, path: str, *, busy: bool = False) -> None:
         self.run = run
@@ -73,6 +73,8 @@ class Branch:
         """An operation of the context is under way in this branch: what its task does meanwhile is a step's body."""
         self.last = path
         """The key of the latest outcome that this branch was given."""
+        self.swallowed = False
+        """A cancellation came on replay where a value was kept: it belongs to what is interrupted next."""
         self.task: Task | None = None
         self.body: Body | None = None
         self._counts: dict[str, int] = {}
@@ -163,15 +165,19 @@ class BranchTasks:
 
     @contextlib.contextmanager
     def installed(self) -> Generator[None]:
-        """Wrap the loop's own task factory, and put it back at the end."""
+        """
+        Wrap the loop's own task factory, and put it back at the end.
+
+        If somebody else has wrapped ours meanwhile, it stays in between, and does nothing any more.
+        """
         loop = self.loop
         self._inner = inner = loop.get_task_factory()
         loop.set_task_factory(cast("Any", self._make))
         try:
             yield
         finally:
-            loop.set_task_factory(inner)
-            self._inner = None
+            if loop.get_task_factory() == self._make:
+                loop.set_task_factory(inner)
 
     def here(self, run: RunBranches) -> Branch:
         """

@@ -151,9 +151,10 @@ class Execution:
             ClosedError: The run leaves.
             HandlerUseError: The task is no branch of this run, or is inside a step's body.
         """
+        here = self.tasks.here(self.branches)
         if self.closed:
             raise ClosedError
-        return self.tasks.here(self.branches)
+        return here
 
     def enter(self) -> Branch:
         """Begin an operation in the calling task; raises as `here` does."""
@@ -209,6 +210,8 @@ class Execution:
                 raise self.lose() from None
         if run.lost:
             raise self.lose()
+        if self.closed:
+            raise ClosedError
 
     def keep(
         self, kind: Literal["s", "f", "x"], operation: Operation, key: str, branch: Branch, value: bytes, took_ms: int

@@ -62,7 +62,7 @@ class Operations:
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
-                return await self._replay(row, "s", branch, definition)
+                return await self._replay(row, "s", branch, definition, here)
             execution.replaying = False
             run = execution.run
             started = time.monotonic()
@@ -78,7 +78,7 @@ class Operations:
                 returned = True
                 data, value = execution.encode(definition, key, value)
             except asyncio.CancelledError as error:
-                if _is_cancelled() or execution.closed:
+                if _cancellations() or execution.closed:
                     await self._interrupted("s", key, branch)
                     raise
                 await self._fail(error, "s", key, branch, definition, started)
@@ -105,7 +105,7 @@ class Operations:
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
-                return await self._replay(row, "t", branch, definition)
+                return await self._replay(row, "t", branch, definition, here)
             execution.replaying = False
             started = time.monotonic()
             body = TransactionBody(execution, key, definition, fn, args)
@@ -113,7 +113,7 @@ class Operations:
             try:
                 await execution.transactions.run(execution.run, key, run_body, sync=not definition.is_async)
             except asyncio.CancelledError as error:
-                if _is_cancelled() or execution.closed:
+                if _cancellations() or execution.closed:
                     await self._interrupted("t", key, branch)
                     raise
                 await self._fail(error, "t", key, branch, definition, started)
@@ -141,16 +141,20 @@ class Operations:
         execution.in_threads += 1
         return execution.threads.run(functools.partial(call_in_step, fn, args), ended=execution.thread_ended)
 
-    async def _replay(self, row: MemoRow, operation: Operation, branch: Branch, definition: StepDefinition) -> Any:
+    async def _replay(
+        self, row: MemoRow, operation: Operation, branch: Branch, definition: StepDefinition, here: Branch
+    ) -> Any:
         execution, memo = self._execution, self._execution.memo
         assert memo is not None  # noqa: S101  # the row came from it
         try:
             execution.check_row(row, operation)
             # The very error: anyio recognises its own.
-            interruption = await self._interrupted_again(row, memo) if row.kind == "x" else None
+            interruption = await self._interrupted_again(row, memo, here) if row.kind == "x" else None
             # What was kept as a value was not interrupted then: a cancellation that comes now came then, too, and the
-            # body did not let itself be stopped; or a raw timeout was later then.
+            # body did not let itself be stopped; or a raw timeout came later then.
+            before = _cancellations()
             await execution.take_turn(row.seq, insist=True)
+            here.swallowed = here.swallowed or (interruption is None and _cancellations() > before)
             if execution.closed:
                 raise ClosedError
             memo.hand_out(row)
@@ -164,9 +168,12 @@ class Operations:
             execution.stop(Mismatched(mismatch.reason))
             raise
 
-    async def _interrupted_again(self, row: MemoRow, memo: Memo) -> asyncio.CancelledError:
+    async def _interrupted_again(self, row: MemoRow, memo: Memo, here: Branch) -> asyncio.CancelledError:
         """Answer with what the handler's own code has cancelled the operation by, again."""
         execution = self._execution
+        if here.swallowed:
+            here.swallowed = False
+            return asyncio.CancelledError()
         memo.expect_interruption(row)
         said = execution.loop.call_later(
             _LONG_S,
@@ -200,7 +207,7 @@ class Operations:
     ) -> NoReturn:
         """Keep the error of a body and raise what the handler gets for it."""
         execution = self._execution
-        if execution.closed and _is_cancelled() and not of_value:
+        if execution.closed and _cancellations() and not of_value:
             raise ClosedError from error  # perhaps it only raised because it was cancelled
         data, raised = execution.failure(error, operation, key, definition, of_value=of_value)
         took_ms = int((time.monotonic() - started) * 1000)
@@ -241,7 +248,7 @@ def _is_awaitable(value: object) -> TypeGuard[Awaitable[Any]]:
     return type(value) is CoroutineType or inspect.isawaitable(value)
 
 
-def _is_cancelled() -> bool:
-    """Whether somebody asked the current task to end; else a body has raised CancelledError by itself."""
+def _cancellations() -> int:
+    """How often somebody asked the current task to end. If nobody did, a body has raised CancelledError by itself."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()
