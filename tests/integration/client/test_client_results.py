@@ -178,13 +178,24 @@ async def test_a_notification_brings_the_result(twin: Twin, client: AnyClient, c
 
 
 @pytest.mark.usefixtures("pushed_only")
-async def test_a_run_that_ends_between_the_registration_and_the_look_is_not_missed(
+async def test_a_run_that_ends_before_its_waiter_is_registered_is_seen_by_the_look(
     twin: Twin, client: AnyClient, conn: psycopg.Connection
 ) -> None:
     run = await twin.do(client.start, PROCESS(ORDER))
-    ends.complete(conn, run.id, RECEIPT)
+    conn.execute(
+        "alter function kedge.watch_v1(uuid[], text) rename to watch_after;"
+        "create table kedge.gate ();"
+        "create function kedge.watch_v1(p_ids uuid[], p_channel text) returns void language plpgsql as $$"
+        " begin lock table kedge.gate; perform kedge.watch_after(p_ids, p_channel); end $$"
+    )
+    with conn.transaction():
+        conn.execute("lock table kedge.gate")
+        task = asyncio.create_task(twin.do(run.result, timeout=PATIENCE_S))
+        await until(lambda: conn.execute("select 1 from pg_locks where not granted").fetchone() is not None)
+        # Whoever ends it now finds nobody to tell.
+        ends.complete(conn, run.id, RECEIPT)
 
-    assert await twin.do(run.result, timeout=PATIENCE_S) == RECEIPT
+    assert await task == RECEIPT
 
 
 @pytest.mark.usefixtures("pushed_only")
