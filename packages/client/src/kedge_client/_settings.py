@@ -113,5 +113,7 @@ def own_conninfo(dsn: str, settings: ClientSettings) -> str:
     if settings.listen:
         # What was given comes last and wins. Poolers refuse options at the start of a session.
         options = given.get("options") or os.environ.get("PGOPTIONS") or ""
-        kept["options"] = f"-c statement_timeout={round(settings.timeout_s * 1000)} {options}".rstrip()
+        # A plan that was kept since the tables were empty would read them whole.
+        pinned = f"-c statement_timeout={round(settings.timeout_s * 1000)} -c enable_seqscan=off"
+        kept["options"] = f"{pinned} {options}".rstrip()
     return make_conninfo(dsn, **kept)

@@ -62,7 +62,11 @@ def migrations() -> tuple[Migration, ...]:
 def functions() -> tuple[tuple[str, str], ...]:
     """Every function and view as (file name, text), in an order in which they can be created."""
     root = files("kedge.schema")
-    names = [f"{folder}/{name}" for folder in ("engine", "api") for name in sorted(f.name for f in root.joinpath(folder).iterdir())]
+    names = [
+        f"{folder}/{name}"
+        for folder in ("engine", "api")
+        for name in sorted(f.name for f in root.joinpath(folder).iterdir())
+    ]
     middle = [n for n in names if n not in _FIRST + _LAST]
     return tuple((n, root.joinpath(n).read_text("utf-8")) for n in (*_FIRST, *middle, *_LAST))
 

@@ -3,7 +3,7 @@
 -- this resource.
 create or replace function kedge.cancel_run_v1(p_letter uuid, p_run uuid, p_resource text, p_reason text)
 returns table (accepted boolean, status text)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off as $$
 begin
     select s.state in ('p', 'r', 'w', 's') or exists (select 1 from kedge.inbox i where i.run_id = p_run),
            kedge.status_name(s.state)

@@ -8,7 +8,7 @@ create or replace function kedge.start_run_v1(
     p_key text, p_key_hash bytea, p_on_conflict text, p_resource text, p_delay_s double precision,
     p_start_at timestamptz, p_tags text[], p_strict boolean
 ) returns table (run_id uuid, created boolean, status text, conflict text)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();

@@ -7,7 +7,7 @@ create or replace function kedge.start_runs_v1(
     p_keys text[], p_key_hashes bytea[], p_on_conflict text, p_resources text[], p_delay_s double precision,
     p_start_at timestamptz, p_tags text[], p_strict boolean
 ) returns table (place int, run_id uuid, created boolean, status text, conflict text)
-language plpgsql as $$
+language plpgsql set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();

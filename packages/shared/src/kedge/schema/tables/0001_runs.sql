@@ -28,7 +28,7 @@ create table kedge.runs (
     primary key (id),
     check ((state = 'r') = (worker_id is not null))
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
-        autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 20000);
+        autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 1000);
 
 create index runs_ready on kedge.runs (queue, workflow, rank, seq) where state = 'p';
 create index runs_due on kedge.runs (queue, workflow, due_at) where state = 'w' and due_at is not null;
