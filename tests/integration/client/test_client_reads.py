@@ -396,3 +396,12 @@ async def test_handles_of_a_scoped_client_stay_scoped(twin: Twin, client: AnyCli
 
     with pytest.raises(RunNotFoundError):
         await twin.do(alice.handle(PROCESS, of_bob.id).view)
+
+
+async def test_closing_a_scoped_view_closes_no_client(twin: Twin, client: AnyClient) -> None:
+    alice = client.scoped("alice")
+
+    await twin.close(alice)
+
+    assert (await twin.do(alice.start, PROCESS(ORDER))).created
+    assert await twin.do(client.count_runs) == 1

@@ -309,6 +309,16 @@ async def test_closing_the_client_ends_its_waits(twin: Twin, database_url: str, 
                 await task
         with pytest.raises(ClosedClientError):
             await twin.do(client.start, PROCESS(ORDER))
+        with pytest.raises(ClosedClientError):
+            await twin.do(run.result)
+
+
+async def test_a_closed_client_begins_no_wait(twin: Twin, database_url: str) -> None:
+    async with opened(twin, database_url) as client:
+        run = await twin.do(client.start, PROCESS(ORDER))
+
+    with pytest.raises(ClosedClientError):
+        await twin.do(run.result)
 
 
 # ---- polled

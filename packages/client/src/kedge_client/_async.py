@@ -114,8 +114,9 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the client's own connections and its listener; a scoped view's client with it."""
-        await self._core.close()
+        """Close the client's own connections and its listener. A scoped view has none: closing it does nothing."""
+        if self._resource is None:
+            await self._core.close()
 
     def scoped(self, resource: str, /) -> AsyncClient:
         """

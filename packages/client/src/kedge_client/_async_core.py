@@ -36,6 +36,7 @@ class AsyncCore:
         self._connections = connections
         self._loop: asyncio.AbstractEventLoop | None = None
         self._room: WaitingRoom | None = None
+        self._closed = False
         self._shared = SharedStarts(self.call, wake=settings.wake)
 
     async def call(self, call: Call[T]) -> T:
@@ -154,6 +155,7 @@ class AsyncCore:
 
     async def close(self) -> None:
         """Close what the client has opened."""
+        self._closed = True
         if self._room is not None:
             await self._room.close()
         await self._connections.close()
@@ -166,6 +168,8 @@ class AsyncCore:
             raise ClosedClientError("the client belongs to another event loop: make one in each")
 
     def _waiting_room(self) -> WaitingRoom:
+        if self._closed:
+            raise ClosedClientError("the client is closed")
         if self._room is None:
             self._room = WaitingRoom(
                 schema=self.settings.schema,

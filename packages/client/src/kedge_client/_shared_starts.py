@@ -73,7 +73,9 @@ class SharedStarts:
             for _, answer in waiting:
                 if not answer.done():
                     # Each its own: raising adds to an exception's traceback.
-                    answer.set_exception(copy.copy(error))
+                    own = copy.copy(error)
+                    own.__cause__ = error.__cause__
+                    answer.set_exception(own)
         except KedgeError:
             # One of them was refused. Apart, each hears what concerns it, and the others are started.
             for one, answer in waiting:

@@ -114,8 +114,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the client's own connections and its listener; a scoped view's client with it."""
-        self._core.close()
+        """Close the client's own connections and its listener. A scoped view has none: closing it does nothing."""
+        if self._resource is None:
+            self._core.close()
 
     def scoped(self, resource: str, /) -> Client:
         """

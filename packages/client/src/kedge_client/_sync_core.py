@@ -12,7 +12,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 import kedge_client._calls as calls
-from kedge.errors import OutcomeUnknownError, UnavailableError
+from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableError
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
 from kedge_client._driving import drive
@@ -37,6 +37,7 @@ class SyncCore:
         self._connections = connections
         self._lock = threading.Lock()
         self._thread: WaitingThread | None = None
+        self._closed = False
         begin_anew_after_fork(self)
 
     def call(self, call: Call[T]) -> T:
@@ -142,6 +143,7 @@ class SyncCore:
     def close(self) -> None:
         """Close what the client has opened."""
         with self._lock:
+            self._closed = True
             thread, self._thread = self._thread, None
         if thread is not None:
             thread.close()
@@ -154,6 +156,8 @@ class SyncCore:
 
     def _waiting_thread(self) -> WaitingThread:
         with self._lock:
+            if self._closed:
+                raise ClosedClientError("the client is closed")
             if self._thread is None:
                 self._thread = WaitingThread(self.settings, self._look, self._connections.conninfo)
             return self._thread

@@ -85,7 +85,6 @@ class WaitingRoom:
         """In the database, for all we know."""
         self._wake = asyncio.Event()
         self._server: asyncio.Task[None] | None = None
-        self._closed = False
 
     async def wait(self, waiter: Waiter) -> ResultRow:
         """
@@ -95,8 +94,6 @@ class WaitingRoom:
             RunNotFoundError: It must exist and does not, or it has been removed.
             ClosedClientError: The client was closed meanwhile.
         """
-        if self._closed:
-            raise ClosedClientError("the client is closed")
         if self._server is None or self._server.done():
             self._server = asyncio.create_task(self._serve(), name="kedge results")
         run_id = waiter.run_id
@@ -115,7 +112,6 @@ class WaitingRoom:
 
     async def close(self) -> None:
         """End the listener; whoever still waits gets ClosedClientError."""
-        self._closed = True
         if self._server is not None:
             self._server.cancel()
             await asyncio.gather(self._server, return_exceptions=True)
