@@ -221,9 +221,11 @@ async def _cancelled(ctx: Context, plan: Plan, calls: Calls) -> list[str]:
         await some_rounds()  # nothing durable decides when this happens
         task.cancel()
 
-    async with _tasks([until_cancelled]) as (task,):
-        values, _, last = await asyncio.gather(_gather(ctx, plan, calls), cancel(task), task)
-    return [*values, last]
+    async with _tasks([until_cancelled]) as (task,), asyncio.TaskGroup() as group:
+        values = group.create_task(_gather(ctx, plan, calls))
+        group.create_task(cancel(task))
+        last = await task
+    return [*values.result(), last]
 
 
 async def _branches(ctx: Context, plan: Plan, calls: Calls) -> list[str]:
