@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 from kedge_worker._claimer import Claimer
+from kedge_worker._claims import ClaimAnswer, ClaimRequest
 from kedge_worker._courier import Courier
 from kedge_worker._errors import PostgresError
 from kedge_worker._executor import Executor
 from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
-from kedge_worker._leased_store import ClaimAnswer, ClaimRequest, LeasedStore
+from kedge_worker._leased_store import LeasedStore
 from kedge_worker._listener import Listener
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._store import Store
@@ -69,6 +70,7 @@ class Life:
             ),
             registry,
             threads=settings.threads,
+            on_free=self._slot_freed,
         )
         self.claimer = Claimer(
             self.store,
@@ -197,8 +199,6 @@ class Life:
             _log.warning("run %s epoch %d: lease lost, dropped", run.claimed.id, run.claimed.epoch)
         self.executor.settled(moved, lost)
         self.finished_runs += len(moved)
-        self.progress.set()
-        self.claimer.slot_freed()
 
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.executor.fail(run, error)
@@ -208,6 +208,10 @@ class Life:
     def _free(self, ending: int) -> int:
         free = self._settings.concurrency - len(self.executor.runs) + ending
         return free if self.limit is None else min(free, self.limit)
+
+    def _slot_freed(self) -> None:
+        self.progress.set()
+        self.claimer.slot_freed()
 
     def _rung(self, payload: str) -> None:
         if payload == "mail":
