@@ -25,7 +25,8 @@ from benchmarks.report import Report, spread
 from benchmarks.server import BenchServer, bench_server
 from benchmarks.workflows import one_step
 from benchmarks.workloads import KEDGE_ONE, start_in_bulk
-from kedge_worker._leased_store import LOWEST, ClaimAnswer, ClaimRequest, LeasedStore
+from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest
+from kedge_worker._leased_store import LeasedStore
 from kedge_worker._runs import Batch
 from kedge_worker._settings import WorkerSettings
 

@@ -272,7 +272,7 @@ def take_back(session: Session, protocol: int = PROTOCOL, *, but: Sequence[UUID]
     rows = session.rows(statement("TAKE_BACK"), {"protocol": protocol, "but": list(but)})
     if not rows:
         return None
-    ((worker, _, freed, ended, remaining),) = rows
+    ((worker, _, freed, ended, _, _, remaining),) = rows
     return TakenBack(worker, freed, ended, remaining)
 
 

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 from typing import Final
 from uuid import UUID, uuid4
 
+from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane
 from kedge_worker._errors import PostgresError
 from kedge_worker._flusher import Flusher
-from kedge_worker._leased_store import LOWEST, ClaimAnswer, ClaimRequest, Lane, LeasedStore
+from kedge_worker._leased_store import LeasedStore
 from kedge_worker._outcomes import End, GiveBack
 from kedge_worker._runs import Batch, ClaimedRun, LiveRun, Row
 from kedge_worker._settings import WorkerSettings

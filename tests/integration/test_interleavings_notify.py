@@ -9,15 +9,19 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from kedge_worker import _listener
-from kedge_worker._leased_store import ClaimRequest
+from kedge import WorkflowRef
+from kedge_worker import Context, Worker, _listener, workflow
+from kedge_worker._claims import ClaimRequest
 from kedge_worker._listener import Listener, channel_of
+from kedge_worker._outcomes import GiveBack
 from kedge_worker._runs import Batch
 from kedge_worker._settings import WorkerSettings
+from kedge_worker._store import Store
+from kedge_worker._sweeper import Sweeper
 from tests import moves
-from tests.fault_proxy import Fault, FaultProxy, asks_commit
+from tests.fault_proxy import Fault, FaultProxy, answers_commit, asks_commit
 from tests.sessions import Session, Sessions
-from tests.writer import COMPLETED, batch, lanes, live, open_store
+from tests.writer import COMPLETED, GIVEN_BACK, batch, lanes, live, open_store, open_writer
 
 CHANNEL = "kedge_c_test"
 
@@ -57,6 +61,110 @@ async def test_a_watcher_is_notified_after_the_ends_commit_and_not_before(
     assert (looked, early) == ("running", [])
     assert heard(client) == [(CHANNEL, str(run))]
     assert db.value("select count(*) from kedge.watchers") == 0
+
+
+async def test_a_watcher_is_notified_in_a_transaction_of_its_own(database_url: str, sessions: Sessions) -> None:
+    db, client = sessions.open(), sessions.open()
+    runs = moves.started(db, 2)
+    watch(client, runs)
+    db.rows("create table seen (what text, xid xid8 default pg_current_xact_id())")
+    db.rows(
+        "create function note() returns trigger language plpgsql as $$ begin"
+        " insert into seen (what) values (tg_table_name); return null; end $$"
+    )
+    for table, event in (("watchers", "delete"), ("runs", "update"), ("finished", "insert")):
+        db.rows(f"create trigger note after {event} on kedge.{table} for each row execute function note()")
+    async with open_store(database_url) as writer:
+        first = await writer.store.flush(Batch(), ClaimRequest(1, lanes()))
+        assert first.claim is not None
+        await writer.store.flush(batch((live(first.claim.runs[0]), 0, COMPLETED)), ClaimRequest(1, lanes()))
+
+    ended, notified, claimed = (
+        db.value("select max(xid::text::bigint) from seen where what = $1", (table,))
+        for table in ("finished", "watchers", "runs")
+    )
+    # NOTIFY holds one lock of the whole server across its commit: no data may wait for the disk under it.
+    assert len({ended, notified, claimed}) == 3
+
+
+async def test_a_watcher_is_notified_though_the_claim_behind_the_end_fails(
+    database_url: str, sessions: Sessions
+) -> None:
+    db, client = sessions.open(), sessions.open()
+    (run,) = moves.started(db)
+    watch(client, [run])
+    client.rows(f"listen {CHANNEL}")
+    async with open_writer(database_url) as writer:
+        (ending,) = await writer.claim()
+        moves.started(db)
+        db.rows(
+            "create function refuse() returns trigger language plpgsql as $$ begin"
+            " raise exception using errcode = '23514'; end $$"
+        )
+        db.rows("create trigger refuse before update on kedge.runs for each row execute function refuse()")
+        claiming = asyncio.create_task(writer.claim())
+        writer.flusher.move(ending, COMPLETED)
+        await writer.settled_all([ending])
+        async with asyncio.timeout(10):
+            while not heard(client):
+                await asyncio.sleep(0.001)
+        claiming.cancel()
+
+
+async def test_an_end_whose_commit_was_not_answered_is_told_to_its_watchers(
+    database_url: str, sessions: Sessions
+) -> None:
+    db, client = sessions.open(), sessions.open()
+    (run,) = moves.started(db)
+    watch(client, [run])
+    client.rows(f"listen {CHANNEL}")
+    async with FaultProxy(database_url) as proxy, open_writer(proxy.url) as writer:
+        (ending,) = await writer.claim()
+        proxy.set_trap(answers_commit, Fault.CUT)
+        writer.flusher.move(ending, COMPLETED)
+        await writer.settled_all([ending])
+        async with asyncio.timeout(10):
+            await writer.flusher.drained()
+
+    assert heard(client) == [(CHANNEL, str(run))]
+
+
+async def test_a_run_that_ends_by_being_given_back_is_told_to_its_watchers_and_another_is_not(
+    database_url: str, sessions: Sessions
+) -> None:
+    db, client = sessions.open(), sessions.open()
+    runs = moves.started(db, 2)
+    watch(client, runs)
+    client.rows(f"listen {CHANNEL}")
+    async with open_writer(database_url) as writer:
+        cancelled, other = await writer.claim()
+        moves.cancel(db, cancelled.claimed.id)
+        moves.sort_inbox(db)
+        for run in (cancelled, other):
+            writer.flusher.move(run, GIVEN_BACK)
+        await writer.settled_all([cancelled, other])
+
+    assert heard(client) == [(CHANNEL, str(cancelled.claimed.id))]
+    assert db.rows("select run_id from kedge.watchers") == [(other.claimed.id,)]
+
+
+async def test_an_end_is_stored_and_nobody_is_blamed_when_nobody_can_be_notified(
+    database_url: str, db: Session
+) -> None:
+    moves.started(db, 3)
+    db.rows(  # as Postgres does when a listener that never reads has filled the queue
+        "create or replace function kedge.notify_watchers(p_runs uuid[]) returns void language plpgsql as"
+        " $$ begin raise exception using errcode = '54000', message = 'too many notifications'; end $$"
+    )
+    async with open_writer(database_url) as writer:
+        runs = await writer.claim()
+        for run in runs:
+            writer.flusher.keep(run, "s", "step", b"\x011")
+            writer.flusher.move(run, COMPLETED)
+        await writer.settled_all(runs)
+
+    assert (writer.refusals, writer.lost) == ([], [])
+    assert set(moves.statuses(db).values()) == {"completed"}
 
 
 def test_ids_are_notified_in_pages_that_a_payload_can_hold(sessions: Sessions) -> None:
@@ -204,6 +312,77 @@ def test_a_ring_in_a_callers_transaction_cannot_fail_it(sessions: Sessions, leve
 
     caller.commit()
     assert len(moves.statuses(db)) == 1
+
+
+async def test_what_is_given_back_wakes_a_sleeper_of_its_lane(database_url: str, db: Session) -> None:
+    moves.started(db, 2)
+    moves.started(db, 1, workflow="invoice")
+    async with open_store(database_url) as writer:
+        claim = await writer.store.flush(Batch(), ClaimRequest(3, lanes(moves.WORKFLOW, "invoice")))
+        assert claim.claim is not None
+        runs = [live(run) for run in claim.claim.runs]
+        suitable = {sleeper(db), sleeper(db, workflows=["invoice"])}
+        other = sleeper(db, workflows=["report"])
+
+        await writer.store.flush(batch(*((run, 0, GIVEN_BACK) for run in runs)), None)
+
+    assert {channel for channel, _ in heard(db)} == {channel_of(worker) for worker in suitable}
+    assert sleepers(db) == {other}
+
+
+async def test_what_will_be_due_later_wakes_nobody_now(database_url: str, db: Session) -> None:
+    moves.started(db, 1)
+    async with open_store(database_url) as writer:
+        claim = await writer.store.flush(Batch(), ClaimRequest(3, lanes()))
+        assert claim.claim is not None
+        worker = sleeper(db)
+
+        await writer.store.flush(batch((live(claim.claim.runs[0]), 0, GiveBack(60, "later"))), None)
+
+    assert heard(db) == []
+    assert sleepers(db) == {worker}
+
+
+async def test_what_is_taken_back_wakes_a_sleeper_of_its_lane(database_url: str, db: Session) -> None:
+    moves.started(db, 2, workflow="invoice")
+    dead = moves.register(db)
+    moves.claim(db, dead, floors=lanes("invoice"))
+    moves.lapse(db, dead)
+    other, suitable = sleeper(db), sleeper(db, workflows=["invoice"])
+    control = WorkerSettings(database_url=database_url).control_conninfo()
+    store = Store(control, worker_id=uuid4(), schema="kedge", timeout_s=5)
+
+    await Sweeper(store, may_take_back=lambda: True, found=lambda: None).sweep()
+    await store.aclose()
+
+    assert heard(db) == [(channel_of(suitable), "")]
+    assert sleepers(db) == {other}
+
+
+async def test_a_worker_that_stops_hands_its_runs_to_a_sleeper_and_not_to_itself(
+    database_url: str, sessions: Sessions, db: Session
+) -> None:
+    begun = asyncio.Event()
+
+    @workflow(WorkflowRef(moves.WORKFLOW))
+    async def order(ctx: Context) -> None:
+        begun.set()
+        await ctx.step("wait", asyncio.Event().wait)
+
+    worker = Worker(database_url, workflows=[order], concurrency=2)
+    async with asyncio.timeout(20):
+        async with worker:
+            moves.started(db)
+            db.rows("select kedge.ring_v1($1, $2)", (moves.QUEUE, moves.WORKFLOW))
+            await begun.wait()
+            # It has another slot and sleeps again.
+            await asyncio.to_thread(
+                sessions.wait_until, "select count(*) = 1 from kedge.idle", what="the worker to fall asleep"
+            )
+            other = sleeper(db)
+            await worker.stop(grace=0)
+
+    assert heard(db) == [(channel_of(other), "")]
 
 
 def test_the_owners_of_asked_runs_are_rung_on_their_own_channels(db: Session) -> None:

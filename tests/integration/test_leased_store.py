@@ -9,7 +9,7 @@ import psycopg
 import pytest
 from psycopg import errors
 
-from kedge_worker._leased_store import ClaimRequest
+from kedge_worker._claims import ClaimRequest
 from kedge_worker._outcomes import GiveBack
 from kedge_worker._pipeline import CutError
 from kedge_worker._runs import Batch, LiveRun

@@ -15,8 +15,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane
 from kedge_worker._errors import TroubleError
-from kedge_worker._leased_store import LOWEST, ClaimAnswer, ClaimRequest, Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable

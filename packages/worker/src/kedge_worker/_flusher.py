@@ -11,26 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from kedge_worker._backoff import Backoff
 from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_lease_lost, is_locked, is_temporary
 from kedge_worker._outcomes import End
 from kedge_worker._runs import Batch, LiveRun, Row
 from kedge_worker._signals import ClosedError, LeaseLostError
 
 if TYPE_CHECKING:
-    from kedge_worker._leased_store import ClaimAnswer, ClaimRequest, LeasedStore
+    from kedge_worker._claims import ClaimAnswer, ClaimRequest
+    from kedge_worker._leased_store import LeasedStore
     from kedge_worker._outcomes import Move, RowKind
 
 _log: Final = logging.getLogger("kedge.worker")
 
 MAX_ROWS: Final = 500
 MAX_BYTES: Final = 8 * 1024 * 1024
-_FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 5.0
 # A row that somebody has locked may be free at any moment, and looking is cheap: SKIP LOCKED waits for nobody.
 _LONGEST_PUT_OFF_S: Final = 1.0
 
@@ -70,25 +69,27 @@ class Flusher:
         self._compare = False
         self._put_off = Batch()
         """Runs that left a flush whole, because somebody else has locked their rows."""
-        self._put_off_s = _FIRST_PAUSE_S
-        self._put_off_until = 0.0
-        self._no_claim_s = 0.0
-        self._no_claim_until = 0.0
+        self._put_off_pause = Backoff(_LONGEST_PUT_OFF_S)
+        self._claim_pause = Backoff()
         self._idle_waiters: list[asyncio.Future[None]] = []
 
     # ---- what the executor and the context use
 
     def keep(self, run: LiveRun, kind: RowKind, key: str, value: bytes, *, took_ms: int = 0, meta: bytes = b"") -> int:
         seq = run.take_seq()
-        batch = self._queue[-1]
-        if len(batch.rows) >= MAX_ROWS or batch.size >= MAX_BYTES:
-            batch = Batch()
-            self._queue.append(batch)
+        batch = self._gathering()
         batch.rows.append(Row(run, seq, kind, key, value, meta, took_ms))
         batch.size += len(value) + len(meta) + 100
         run.batch = batch
         self._wake.set()
         return seq
+
+    def _gathering(self) -> Batch:
+        batch = self._queue[-1]
+        if max(len(batch.rows), len(batch.moves)) >= MAX_ROWS or batch.size >= MAX_BYTES:
+            batch = Batch()
+            self._queue.append(batch)
+        return batch
 
     async def durable(self, run: LiveRun) -> None:
         while not run.lost:
@@ -106,10 +107,7 @@ class Flusher:
         if run.lost:
             self._events.settled((), (run,))
             return
-        batch = self._queue[-1]
-        if len(batch.moves) >= MAX_ROWS or batch.size >= MAX_BYTES:
-            batch = Batch()
-            self._queue.append(batch)
+        batch = self._gathering()
         batch.moves.append((run, move))
         if isinstance(move, End):
             batch.size += len(move.output or b"") + len(move.error or b"")
@@ -147,15 +145,14 @@ class Flusher:
             LeaseLostError: This worker's row is gone.
             PostgresError: The schema or the privileges do not fit.
         """
-        clock = asyncio.get_running_loop().time
         while not self._closing:
             self._wake.clear()
-            if self._compare and clock() >= self._no_claim_until:
+            if self._compare and self._claim_pause.is_over:
                 await self._compare_now()
-            if self._put_off and clock() >= self._put_off_until:
+            if self._put_off and self._put_off_pause.is_over:
                 await self._try_again()
                 continue
-            may_claim = not self._compare and clock() >= self._no_claim_until
+            may_claim = not self._compare and self._claim_pause.is_over
             claim = self._events.wanted_claim(len(self._queue[0].moves)) if may_claim else None
             if not self._pending() and claim is None:
                 await self._sleep()
@@ -174,8 +171,8 @@ class Flusher:
                 if not waiter.done():
                     waiter.set_result(None)
             self._idle_waiters.clear()
-        times = [self._put_off_until] if self._put_off else []
-        times += [self._no_claim_until] if self._no_claim_until > asyncio.get_running_loop().time() else []
+        times = [self._put_off_pause.until] if self._put_off else []
+        times += [] if self._claim_pause.is_over else [self._claim_pause.until]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(min(times, default=None)):
                 await self._wake.wait()
@@ -189,26 +186,21 @@ class Flusher:
                 raise LeaseLostError from error
             if not is_gone(error):  # what reconnects compares
                 self._compare = True
-                self._put_claims_off()
+                self._claim_pause.failed()
             _log.warning("journal: cannot compare: %s", error)
-
-    def _put_claims_off(self) -> None:
-        self._no_claim_s = min(max(self._no_claim_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
-        self._no_claim_until = _soon(self._no_claim_s)
 
     def _pending(self) -> bool:
         return bool(self._queue[0]) or len(self._queue) > 1
 
     async def _write(self, batch: Batch, claim: ClaimRequest | None) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pause = Backoff()
         while batch or claim is not None:
             try:
                 answer = await self._store.flush(batch, claim)
             except PostgresError as error:
                 after = self._after if claim is None else self._after_claim
                 claim = None  # asked for again when this is over
-                batch = await after(error, batch, pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                batch = await after(error, batch, pause)
                 continue
             if answer.kept == len(batch.rows) and answer.moved == len(batch.moves):
                 self._stored(batch)
@@ -216,28 +208,28 @@ class Flusher:
             else:
                 batch = await self._settle_or_reconnect(batch)
             if answer.claim is not None:
-                self._no_claim_s = 0.0
+                self._claim_pause.succeeded()
                 self._events.claimed(answer.claim)
             claim = None
 
-    async def _after_claim(self, error: PostgresError, batch: Batch, pause_s: float) -> Batch:
+    async def _after_claim(self, error: PostgresError, batch: Batch, pause: Backoff) -> Batch:
         """
         Deal with the error of a flush that had a claim behind it: either of them may have failed. The batch is written
         again alone, so that no run answers for the claim; settling tells if it stands already.
         """
         self._events.unclaimed()
         if is_lease_lost(error) or is_gone(error) or does_not_fit(error):
-            return await self._after(error, batch, pause_s)
+            return await self._after(error, batch, pause)
         # Its runs may be taken all the same: what failed may be the reading behind the commit.
         self._compare = True
-        self._put_claims_off()
-        if is_locked(error) and batch:
-            return await self._write_carefully(batch, pause_s)
         what = "a claim, or the flush before it," if batch else "a claim"
-        _log.warning("journal: %s was refused: %s; next claim in %.2g s", what, error, self._no_claim_s)
+        _log.warning("journal: %s was refused: %s; next claim in %.2g s", what, error, self._claim_pause.next_s)
+        self._claim_pause.failed()
+        if is_locked(error) and batch:
+            return await self._write_carefully(batch, pause)
         return batch
 
-    async def _after(self, error: PostgresError, batch: Batch, pause_s: float) -> Batch:
+    async def _after(self, error: PostgresError, batch: Batch, pause: Backoff) -> Batch:
         """Deal with a refused or unanswered flush; answers what is still to be written."""
         if is_lease_lost(error):
             raise LeaseLostError from error
@@ -246,17 +238,17 @@ class Flusher:
             await self._reconnect()
             return await self._settle_or_reconnect(batch)
         if is_locked(error):
-            return await self._write_carefully(batch, pause_s)
+            return await self._write_carefully(batch, pause)
         if is_temporary(error):
-            _log.warning("journal: %s; repeating in %.2g s", error, pause_s)
-            await _pause(pause_s)
+            _log.warning("journal: %s; repeating in %.2g s", error, pause.next_s)
+            await pause.sleep()
             return batch
         if does_not_fit(error):
             raise error
         return await self._narrow_down(error, batch)
 
     async def _reconnect(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pause = Backoff()
         while True:
             try:
                 await self._store.connect()
@@ -266,15 +258,14 @@ class Flusher:
                     raise LeaseLostError from error
                 if does_not_fit(error):
                     raise
-                _log.warning("journal: cannot reconnect: %s; next try in %.2g s", error, pause_s)
+                _log.warning("journal: cannot reconnect: %s; next try in %.2g s", error, pause.next_s)
+                await pause.sleep()
             else:
                 _log.info("journal: reconnected")
                 return
-            await _pause(pause_s)
-            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def _settle_or_reconnect(self, batch: Batch) -> Batch:
-        pause_s = _FIRST_PAUSE_S
+        pause = Backoff()
         while True:
             try:
                 return await self._settle(batch)
@@ -283,8 +274,7 @@ class Flusher:
                     raise
                 _log.warning("journal: %s; reconnecting to settle", error)
                 if not is_gone(error):
-                    await _pause(pause_s)
-                    pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                    await pause.sleep()
                 await self._reconnect()
 
     async def _settle(self, batch: Batch) -> Batch:
@@ -315,9 +305,13 @@ class Flusher:
         batch.hand_over(again)
         if moved or lost:
             self._events.settled(moved, lost)
+        if moved:
+            # Who waits for them may not have been rung; if that does not work, their own look finds it.
+            with contextlib.suppress(PostgresError):
+                await self._store.notify_ended(moved)
         return again
 
-    async def _write_carefully(self, batch: Batch, pause_s: float) -> Batch:
+    async def _write_carefully(self, batch: Batch, pause: Backoff) -> Batch:
         """
         Somebody holds a row of this batch: lock the moving runs that are free in one round trip, write for those and
         for the runs that do not move. A run that was not obtained is put off whole, never in part.
@@ -332,9 +326,9 @@ class Flusher:
         except PostgresError as error:
             batch = now.merged(later)
             if not is_locked(error):
-                return await self._after(error, batch, pause_s)
+                return await self._after(error, batch, pause)
             # Not a run but the worker's own row, or a table: nothing can be written for the moment.
-            await _pause(pause_s)
+            await pause.sleep()
             return batch
         if answer.kept == len(now.rows) and answer.moved == len(now.moves):
             self._stored(now)
@@ -345,22 +339,24 @@ class Flusher:
         later = await self._settle_or_reconnect(later)
         if later:
             if not self._put_off:
-                self._put_off_until = _soon(self._put_off_s)
+                self._put_off_pause.failed()
             self._put_off = self._put_off.merged(later)
         return again
 
     async def _try_again(self) -> None:
         """Write what was put off, as far as its rows are free by now."""
         self._busy = True
-        self._put_off_s = min(self._put_off_s * 2, _LONGEST_PUT_OFF_S)
         batch, self._put_off = self._put_off, Batch()
-        await self._write(await self._write_carefully(batch, _FIRST_PAUSE_S), None)
+        await self._write(await self._write_carefully(batch, Backoff()), None)
         if not self._put_off:
-            self._put_off_s = _FIRST_PAUSE_S
+            self._put_off_pause.succeeded()
 
     async def _narrow_down(self, error: PostgresError, batch: Batch) -> Batch:
         """An error about data: halve the batch down to the one run that fails alone."""
-        runs = batch.runs()
+        left = await self._settle_or_reconnect(batch)  # what failed may be a bell behind the commit
+        if len(left.rows) + len(left.moves) < len(batch.rows) + len(batch.moves):
+            return left
+        batch, runs = left, left.runs()
         if len(runs) > 1:
             first, second = batch.split(set(runs[: len(runs) // 2]))
             await self._write(first, None)
@@ -388,12 +384,3 @@ _NOTHING: Final = Batch()
 
 def _is_failure(move: Move) -> bool:
     return isinstance(move, End) and move.status == "f"
-
-
-def _soon(pause_s: float) -> float:
-    """A time about so far ahead, on the loop's clock."""
-    return asyncio.get_running_loop().time() + pause_s * random.uniform(0.5, 1)  # noqa: S311  # jitter
-
-
-async def _pause(pause_s: float) -> None:
-    await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter

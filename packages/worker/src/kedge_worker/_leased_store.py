@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -13,9 +12,10 @@ import psycopg
 
 import kedge_worker._binary as _binary
 from kedge.schema import render
+from kedge_worker._claims import ClaimAnswer, ClaimRequest, read_claim
 from kedge_worker._outcomes import End, GiveBack
-from kedge_worker._pipeline import Call, CutError, Pipeline, Statement
-from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row
+from kedge_worker._pipeline import Call, CutError, Pipeline, Statement, int_of, value_of
+from kedge_worker._runs import Batch, LiveRun, Row
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
     CLAIM,
@@ -23,10 +23,12 @@ from kedge_worker._statements import (
     HOLD_WORKER,
     KEEP,
     LOCK_MOVING,
+    NOTIFY_IF_ENDED,
     NOTIFY_WATCHERS,
     OWNED,
     READ_CLAIMED,
     RELEASE,
+    RING_LANES,
     SERVER_LIFE,
     SETTLE_ROWS,
     SETTLE_RUNS,
@@ -36,16 +38,8 @@ from kedge_worker._statements import (
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
 
-Lane = tuple[str, str]
-"""A queue and a workflow."""
-
-LOWEST: Final = (-32768, 0)
-"""The floor (rank, seq) of a lane that is looked at from its beginning."""
-
 # What the column holds: 24 days.
 _LONGEST_MS: Final = 2**31 - 1
-
-_UNSET: Final = datetime.min.replace(tzinfo=UTC)
 
 _STATEMENTS: Final = {
     "HOLD_WORKER": HOLD_WORKER,
@@ -56,30 +50,14 @@ _STATEMENTS: Final = {
     "RELEASE": RELEASE,
     "LOCK_MOVING": LOCK_MOVING,
     "NOTIFY_WATCHERS": NOTIFY_WATCHERS,
+    "NOTIFY_IF_ENDED": NOTIFY_IF_ENDED,
+    "RING_LANES": RING_LANES,
     "SETTLE_ROWS": SETTLE_ROWS,
     "SETTLE_RUNS": SETTLE_RUNS,
     "TAKE_OVER_JOURNAL": TAKE_OVER_JOURNAL,
     "SERVER_LIFE": SERVER_LIFE,
     "OWNED": OWNED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """What a worker would take now."""
-
-    limit: int
-    floors: Mapping[Lane, tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimAnswer:
-    """What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty."""
-
-    limit: int
-    runs: list[ClaimedRun]
-    highest: dict[Lane, tuple[int, int]]
-    has_mail: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +114,14 @@ class LeasedStore:
             results = await pipeline.roundtrip(
                 (takeover, Call(self._statements["SERVER_LIFE"])), timeout_s=self._timeout_s
             )
-            timeline = _value(results[1], 0, 1)
+            timeline = value_of(results[1], 0, 1)
             if self._timeline not in (None, timeline):
                 raise LeaseLostError("the server was promoted: what the old one confirmed last may be missing here")
         except BaseException:
             pipeline.abort()
             raise
         self._timeline = timeline
-        self._predecessor = (_binary.int4(pipeline.backend_pid), _value(results[1], 0, 0))
+        self._predecessor = (_binary.int4(pipeline.backend_pid), value_of(results[1], 0, 0))
         self._pipeline = pipeline
 
     def abort(self) -> None:
@@ -156,7 +134,7 @@ class LeasedStore:
         self, batch: Batch, claim: ClaimRequest | None, *, only: frozenset[UUID] | None = None
     ) -> FlushAnswer:
         """
-        Write the batch in one transaction, then ring who waits for a run that ended, then claim, in one round trip.
+        Write the batch in one transaction, then claim, then ring who waits for what has moved, in one round trip.
 
         With `only` (the careful form, inside the transaction that `lock_moving` opened) no BEGIN is sent.
         """
@@ -176,31 +154,35 @@ class LeasedStore:
             calls.append(self._release(releases))
         calls.append(Call(self._commit))
         committed_at = len(calls)
-        if ends:
-            ids = _binary.uuids([run.claimed.id.bytes for run, _ in ends])
-            calls.append(Call(self._statements["NOTIFY_WATCHERS"], (ids,)))
         if not batch.rows and not batch.moves and only is None:
             calls.clear()
         if claim is not None:
             claimed_at = len(calls) + 2
             calls += self._claim(claim)
+        # Last, and in no transaction that writes data: NOTIFY holds one lock of the whole server across its commit.
+        calls += self._bells(ends, releases)
         results = await self._roundtrip(calls)
         if batch.moves or batch.rows or only is not None:
             _check_commit(results[committed_at - 1])
         return FlushAnswer(
             kept=(results[kept_at].command_tuples or 0) if kept_at is not None else 0,
-            moved=sum(_int(results[at], 0, 0) for at in (moved_at, released_at) if at is not None),
-            claim=_claimed(claim, results[claimed_at], results[claimed_at + 2])
+            moved=sum(int_of(results[at], 0, 0) for at in (moved_at, released_at) if at is not None),
+            claim=read_claim(claim, results[claimed_at], results[claimed_at + 2])
             if claim is not None and claimed_at is not None
             else None,
         )
+
+    async def notify_ended(self, runs: Sequence[LiveRun]) -> None:
+        """Ring who waits for those of these runs that have ended."""
+        ids = _binary.uuids([run.claimed.id.bytes for run in runs])
+        await self._roundtrip([Call(self._statements["NOTIFY_IF_ENDED"], (ids,))])
 
     async def lock_moving(self, batch: Batch) -> frozenset[UUID]:
         """Open a transaction and lock the moving runs of the batch that nobody else holds; `flush(only=)` ends it."""
         ids = _binary.uuids([run.claimed.id.bytes for run, _ in batch.moves])
         lock = Call(self._statements["LOCK_MOVING"], (self._worker, ids))
         results = await self._roundtrip([Call(self._begin), self._hold, lock])
-        return frozenset(UUID(bytes=_value(results[2], i, 0)) for i in range(results[2].ntuples))
+        return frozenset(UUID(bytes=value_of(results[2], i, 0)) for i in range(results[2].ntuples))
 
     async def settle(self, runs: Sequence[LiveRun], rows: Sequence[Row]) -> dict[UUID, Standing]:
         """Where these runs and these rows stand; final, since no older transaction of this worker lives."""
@@ -221,9 +203,9 @@ class LeasedStore:
         )
         stored: dict[bytes, dict[int, int]] = {run.claimed.id.bytes: {} for run in runs}
         for i in range(results[0].ntuples):
-            stored[_value(results[0], i, 0)][_int(results[0], i, 1)] = _int(results[0], i, 2)
+            stored[value_of(results[0], i, 0)][int_of(results[0], i, 1)] = int_of(results[0], i, 2)
         standing: dict[bytes, tuple[int, bytes | None]] = {
-            _value(results[1], i, 0): (_int(results[1], i, 1), results[1].get_value(i, 2))
+            value_of(results[1], i, 0): (int_of(results[1], i, 1), results[1].get_value(i, 2))
             for i in range(results[1].ntuples)
         }
         answer: dict[UUID, Standing] = {}
@@ -237,7 +219,7 @@ class LeasedStore:
     async def owned(self) -> dict[UUID, int]:
         """Every run (and its epoch) that the database holds for this worker."""
         (result,) = await self._roundtrip([Call(self._statements["OWNED"], (self._worker,))])
-        return {UUID(bytes=_value(result, i, 0)): _int(result, i, 1) for i in range(result.ntuples)}
+        return {UUID(bytes=value_of(result, i, 0)): int_of(result, i, 1) for i in range(result.ntuples)}
 
     async def give_back(self, runs: Mapping[UUID, int]) -> None:
         """
@@ -246,7 +228,7 @@ class LeasedStore:
         """
         lock = Call(self._statements["LOCK_MOVING"], (self._worker, _binary.uuids([i.bytes for i in runs])))
         results = await self._roundtrip([Call(self._begin), self._hold, lock])
-        free = [_value(results[2], i, 0) for i in range(results[2].ntuples)]
+        free = [value_of(results[2], i, 0) for i in range(results[2].ntuples)]
         epochs = [runs[UUID(bytes=i)] for i in free]
         count = len(free)
         release = self._release_call(free, epochs, [0.0] * count, [None] * count, [0] * count)
@@ -324,6 +306,19 @@ class LeasedStore:
         arrays = (_binary.uuids(ids), _binary.ints(epochs), _binary.floats(delays), _binary.texts(reasons))
         return Call(self._statements["RELEASE"], (self._worker, *arrays, _binary.ints(last)))
 
+    def _bells(
+        self, ends: Sequence[tuple[LiveRun, End]], releases: Sequence[tuple[LiveRun, GiveBack]]
+    ) -> Iterator[Call]:
+        if ends:
+            ids = _binary.uuids([run.claimed.id.bytes for run, _ in ends])
+            yield Call(self._statements["NOTIFY_WATCHERS"], (ids,))
+        if releases:
+            ids = _binary.uuids([run.claimed.id.bytes for run, _ in releases])
+            yield Call(self._statements["NOTIFY_IF_ENDED"], (ids,))
+            lanes = {(run.claimed.queue, run.claimed.workflow) for run, move in releases if not move.delay_s}
+            queues, workflows = [queue for queue, _ in lanes], [workflow for _, workflow in lanes]
+            yield Call(self._statements["RING_LANES"], (_binary.texts(queues), _binary.texts(workflows)))
+
     def _claim(self, claim: ClaimRequest) -> tuple[Call, ...]:
         lanes = list(claim.floors)
         take = Call(
@@ -346,68 +341,7 @@ class LeasedStore:
         )
 
 
-def _claimed(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimAnswer:
-    inputs: dict[bytes, tuple[bytes, bytes, datetime]] = {}
-    memos: dict[bytes, list[MemoRow]] = {}
-    for i in range(kept.ntuples):
-        owner, seq = _value(kept, i, 0), _int(kept, i, 1)
-        value, meta = _value(kept, i, 4), _value(kept, i, 5)
-        at = _binary.to_datetime(_value(kept, i, 6))
-        if seq == 0:
-            inputs[owner] = (value, meta, at)
-        else:
-            row = MemoRow(seq, _text(kept, i, 2), _text(kept, i, 3), value, meta, at)
-            memos.setdefault(owner, []).append(row)
-    runs: list[ClaimedRun] = []
-    highest: dict[Lane, tuple[int, int]] = {}
-    for i in range(taken.ntuples):
-        run_id = taken.get_value(i, 1)
-        if run_id is None:
-            break  # nothing was claimed
-        value, meta, at = inputs.get(run_id, (b"", b"", _UNSET))
-        memo = tuple(memos.get(run_id, ()))
-        queue, workflow = _text(taken, i, 10), _text(taken, i, 11)
-        resource, reason = taken.get_value(i, 12), taken.get_value(i, 13)
-        if taken.get_value(i, 14) == b"\0":  # beside due runs the places say nothing about the ready ones
-            highest[queue, workflow] = (_int(taken, i, 6), _int(taken, i, 7))
-        runs.append(
-            ClaimedRun(
-                id=UUID(bytes=run_id),
-                epoch=_int(taken, i, 2),
-                next_seq=max(_int(taken, i, 3), memo[-1].seq + 1 if memo else 1),
-                attempt=_int(taken, i, 4),
-                crashes=_int(taken, i, 5),
-                cancel_asked=taken.get_value(i, 9) == b"x",
-                queue=queue,
-                workflow=workflow,
-                resource=None if resource is None else resource.decode(),
-                reason=None if reason is None else reason.decode(),
-                input=value,
-                meta=meta,
-                created_at=at,
-                claimed_at=_binary.to_datetime(_value(taken, i, 8)),
-                memo=memo,
-            )
-        )
-    return ClaimAnswer(request.limit, runs, highest, _value(taken, 0, 0) == b"\x01")
-
-
 def _check_commit(result: PGresult) -> None:
     # A COMMIT of a transaction that has failed answers ROLLBACK without an error.
     if result.command_status != b"COMMIT":
         raise CutError(f"the commit was answered {result.command_status!r}")
-
-
-def _value(result: PGresult, row: int, column: int) -> bytes:
-    value = result.get_value(row, column)
-    if value is None:
-        raise TypeError(f"null in column {column} of {result.command_status!r}")
-    return value
-
-
-def _int(result: PGresult, row: int, column: int) -> int:
-    return _binary.to_int(_value(result, row, column))
-
-
-def _text(result: PGresult, row: int, column: int) -> str:
-    return _value(result, row, column).decode()

@@ -39,6 +39,7 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _COMPARE_PERIOD_S: Final = 30.0
 _DRAIN_S: Final = 5.0
+_WAKE_UP_S: Final = 1.0
 _RING_PERIOD_S: Final = 0.02
 
 T = TypeVar("T")
@@ -144,6 +145,8 @@ class Life:
                 task.cancel()
         owned: Sequence[UUID] = ()
         if not self.ended.done():
+            # What is given back rings a sleeper, which must not be this worker.
+            await _bounded(self.store.wake_up(), _WAKE_UP_S)
             owned = await self.executor.shutdown(grace_s, hurry=hurry)
             await _bounded(self._flusher.drained(), _DRAIN_S)
         else:

@@ -13,6 +13,8 @@ import psycopg
 from psycopg import errors, pq
 from psycopg.pq.abc import PGconn, PGresult
 
+from kedge_worker._binary import to_int
+
 _OK: Final = frozenset((pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK))
 
 # The server counts the transaction as committed, but no standby has confirmed it.
@@ -196,6 +198,22 @@ def shut_down(pgconn: PGconn) -> None:
     # Before PQfinish: it wants to say goodbye, and a silent server must not keep us waiting for that.
     with contextlib.suppress(OSError, psycopg.OperationalError), socket.socket(fileno=os.dup(pgconn.socket)) as sock:
         sock.shutdown(socket.SHUT_RDWR)
+
+
+def value_of(result: PGresult, row: int, column: int) -> bytes:
+    """A value that cannot be null."""
+    value = result.get_value(row, column)
+    if value is None:
+        raise TypeError(f"null in column {column} of {result.command_status!r}")
+    return value
+
+
+def int_of(result: PGresult, row: int, column: int) -> int:
+    return to_int(value_of(result, row, column))
+
+
+def text_of(result: PGresult, row: int, column: int) -> str:
+    return value_of(result, row, column).decode()
 
 
 _BINARY: Final = [[1] * n for n in range(20)]

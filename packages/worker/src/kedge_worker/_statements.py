@@ -124,8 +124,21 @@ LOCK_MOVING: Final = """
        for update skip locked
 """
 
-# After the commit, in the same round trip.
+# After the commit, in the same round trip, and behind a claim too: nothing that a transaction with NOTIFY has to wait
+# for the disk with.
 NOTIFY_WATCHERS: Final = "select kedge.notify_watchers($1::uuid[])"
+
+# The same where it is not known whether a run has ended: given back, a run with a cancel request has.
+NOTIFY_IF_ENDED: Final = """
+    select kedge.notify_watchers(array(
+        select i.id from unnest($1::uuid[]) as i(id)
+         cross join lateral (select 1 from kedge.finished f where f.id = i.id offset 0) f))
+"""
+
+# What was given back is there for whoever sleeps.
+RING_LANES: Final = (
+    "select kedge.ring_v1(l.queue, l.workflow) from unnest($1::text[], $2::text[]) as l(queue, workflow)"
+)
 
 # ---- settling an outcome that is not known ------------------------------------------------------------------------
 
@@ -213,7 +226,8 @@ REQUESTS: Final = """
 # ---- the end of a worker ------------------------------------------------------------------------------------------
 
 TAKE_BACK: Final = """
-    select worker_id, worker_name, freed, ended, remaining from kedge.take_back(%(protocol)s::smallint, %(but)s::uuid[])
+    select worker_id, worker_name, freed, ended, queues, workflows, remaining
+      from kedge.take_back(%(protocol)s::smallint, %(but)s::uuid[])
 """
 
 # The row goes only when nothing is owned; else it lapses, and its take back charges nobody.

@@ -56,6 +56,7 @@ class TakenBack:
     worker_name: str
     freed: int
     ended: list[UUID]
+    lanes: list[tuple[str, str]]
     remaining: bool
 
 
@@ -111,9 +112,10 @@ class Store:
         rows = await self._execute(TAKE_BACK, {"protocol": PROTOCOL, "but": list(but)})
         if not rows:
             return None
-        ((worker, name, freed, ended, remaining),) = rows
+        ((worker, name, freed, ended, queues, workflows, remaining),) = rows
         ended_ids = cast("list[UUID]", ended)
-        return TakenBack(cast("UUID", worker), str(name), cast("int", freed), ended_ids, bool(remaining))
+        lanes = list(zip(cast("list[str]", queues), cast("list[str]", workflows), strict=True))
+        return TakenBack(cast("UUID", worker), str(name), cast("int", freed), ended_ids, lanes, bool(remaining))
 
     async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(GO_IDLE, {"worker": self._worker, "queues": list(queues), "workflows": list(workflows)})

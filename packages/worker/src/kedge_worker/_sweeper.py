@@ -51,7 +51,8 @@ class Sweeper:
                 await self._store.notify_ended(taken.ended)
             if taken.freed:
                 self._found()
-                await self._store.ring(None, None)
+                for queue, workflow in taken.lanes:
+                    await self._store.ring(queue, workflow)
             if taken.remaining:
                 locked.append(taken.worker_id)  # next round
         return total

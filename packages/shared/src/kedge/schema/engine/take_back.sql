@@ -1,9 +1,11 @@
 -- Frees the runs of one dead worker; separate statements, each with its own snapshot. A run that is locked stays, and
 -- the worker's row with it, for the next round; p_but are the workers that this round has met already, so that one
--- locked run does not keep others waiting. Answers no row when nobody else is dead.
+-- locked run does not keep others waiting. Answers no row when nobody else is dead; of the runs that are free again,
+-- the lanes in which somebody must be rung.
 -- Only row data decides, so that a worker can take back runs of workflows that it does not know.
 create or replace function kedge.take_back(p_protocol smallint, p_but uuid[])
-returns table (worker_id uuid, worker_name text, freed int, ended uuid[], remaining boolean)
+returns table (worker_id uuid, worker_name text, freed int, ended uuid[], queues text[], workflows text[],
+               remaining boolean)
 language plpgsql as $$
 declare
     v_worker record;
@@ -56,6 +58,8 @@ begin
     worker_name := v_worker.name;
     freed := cardinality(v_ids);
     ended := v_cancelled;
+    select coalesce(array_agg(l.queue), '{}'), coalesce(array_agg(l.workflow), '{}') into queues, workflows
+      from (select distinct r.queue, r.workflow from kedge.runs r where r.id = any (v_ids) and r.state = 'p') l;
     remaining := exists (select 1 from kedge.runs r where r.worker_id = v_worker.id and r.state = 'r');
     if not remaining then
         delete from kedge.workers w where w.id = v_worker.id;

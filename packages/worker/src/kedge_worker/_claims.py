@@ -1,0 +1,89 @@
+"""What a claim asks for and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import kedge_worker._binary as _binary
+from kedge_worker._pipeline import int_of, text_of, value_of
+from kedge_worker._runs import ClaimedRun, MemoRow
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGresult
+
+Lane = tuple[str, str]
+"""A queue and a workflow."""
+
+LOWEST: Final = (-32768, 0)
+"""The floor (rank, seq) of a lane that is looked at from its beginning."""
+
+_UNSET: Final = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What a worker would take now."""
+
+    limit: int
+    floors: Mapping[Lane, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimAnswer:
+    """What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty."""
+
+    limit: int
+    runs: list[ClaimedRun]
+    highest: dict[Lane, tuple[int, int]]
+    has_mail: bool
+
+
+def read_claim(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimAnswer:
+    """Put together what CLAIM and READ_CLAIMED have answered."""
+    inputs: dict[bytes, tuple[bytes, bytes, datetime]] = {}
+    memos: dict[bytes, list[MemoRow]] = {}
+    for i in range(kept.ntuples):
+        owner, seq = value_of(kept, i, 0), int_of(kept, i, 1)
+        value, meta = value_of(kept, i, 4), value_of(kept, i, 5)
+        at = _binary.to_datetime(value_of(kept, i, 6))
+        if seq == 0:
+            inputs[owner] = (value, meta, at)
+        else:
+            row = MemoRow(seq, text_of(kept, i, 2), text_of(kept, i, 3), value, meta, at)
+            memos.setdefault(owner, []).append(row)
+    runs: list[ClaimedRun] = []
+    highest: dict[Lane, tuple[int, int]] = {}
+    for i in range(taken.ntuples):
+        run_id = taken.get_value(i, 1)
+        if run_id is None:
+            break  # nothing was claimed
+        value, meta, at = inputs.get(run_id, (b"", b"", _UNSET))
+        memo = tuple(memos.get(run_id, ()))
+        queue, workflow = text_of(taken, i, 10), text_of(taken, i, 11)
+        resource, reason = taken.get_value(i, 12), taken.get_value(i, 13)
+        if taken.get_value(i, 14) == b"\0":  # beside due runs the places say nothing about the ready ones
+            highest[queue, workflow] = (int_of(taken, i, 6), int_of(taken, i, 7))
+        runs.append(
+            ClaimedRun(
+                id=UUID(bytes=run_id),
+                epoch=int_of(taken, i, 2),
+                next_seq=max(int_of(taken, i, 3), memo[-1].seq + 1 if memo else 1),
+                attempt=int_of(taken, i, 4),
+                crashes=int_of(taken, i, 5),
+                cancel_asked=taken.get_value(i, 9) == b"x",
+                queue=queue,
+                workflow=workflow,
+                resource=None if resource is None else resource.decode(),
+                reason=None if reason is None else reason.decode(),
+                input=value,
+                meta=meta,
+                created_at=at,
+                claimed_at=_binary.to_datetime(value_of(taken, i, 8)),
+                memo=memo,
+            )
+        )
+    return ClaimAnswer(request.limit, runs, highest, value_of(taken, 0, 0) == b"\x01")
