@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kedge.errors import KedgeError, SchemaError, UsageError
-from kedge_worker._errors import PostgresError, TroubleError
+from kedge_worker._errors import PostgresError, TroubleError, is_gone
 from kedge_worker._migrator import full_sql, migrate, pending
 from kedge_worker._settings import database_url
 from kedge_worker._worker import Worker
@@ -42,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(error, WRONG_SCHEMA)
     except UsageError as error:
         return _say(error, USAGE)
-    except TroubleError as error:
-        return _say(f"the database is not reached: {error}", UNREACHABLE)
     except (KedgeError, PostgresError) as error:
+        if isinstance(error, TroubleError) and is_gone(error):
+            return _say(f"the database is not reached: {error}", UNREACHABLE)
         return _say(error, FAILED)
 
 

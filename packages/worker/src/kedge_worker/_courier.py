@@ -23,10 +23,22 @@ _PERIOD_S: Final = (0.7, 1.0)
 
 
 class Courier:
-    """Any number of workers may run one: whoever gets the inbox's lock sorts."""
+    """
+    Any number of workers may run one: whoever gets the inbox's lock sorts.
 
-    def __init__(self, store: Store, *, worker_id: UUID, ask_cancel: Callable[[UUID, str | None], None]) -> None:
+    `sorted_some` is called after letters have left: a claim had passed over their runs, and perhaps saw no others.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        worker_id: UUID,
+        ask_cancel: Callable[[UUID, str | None], None],
+        sorted_some: Callable[[], None],
+    ) -> None:
         self._store = store
+        self._sorted_some = sorted_some
         self._worker_id = worker_id
         self._ask_cancel = ask_cancel
         self._bell = asyncio.Event()
@@ -70,6 +82,8 @@ class Courier:
                 limit = _BATCH
                 continue
             total += done.letters
+            if done.letters:
+                self._sorted_some()
             if done.ended:
                 _log.info("courier: %d runs cancelled", len(done.ended))
                 await self._store.notify_ended(done.ended)

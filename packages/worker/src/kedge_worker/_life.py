@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 from kedge_worker._claimer import Claimer
 from kedge_worker._claims import ClaimAnswer, ClaimRequest
 from kedge_worker._courier import Courier
-from kedge_worker._errors import PostgresError
+from kedge_worker._errors import PostgresError, is_lease_lost
 from kedge_worker._executor import Executor
 from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
@@ -81,7 +81,12 @@ class Life:
             poke=self._flusher.poke,
             poll_s=(settings.poll_s * 0.8, settings.poll_s),
         )
-        self.courier = Courier(self.store, worker_id=self.id, ask_cancel=self.executor.ask_cancel)
+        self.courier = Courier(
+            self.store,
+            worker_id=self.id,
+            ask_cancel=self.executor.ask_cancel,
+            sorted_some=self.claimer.ring,
+        )
         self._keeper = LeaseKeeper(
             settings.beat_conninfo(),
             worker_id=self.id,
@@ -152,10 +157,11 @@ class Life:
         else:
             self.executor.lose_all()
         self._flusher.close()
-        if self.ended.done():
-            self.ended.exception()  # looked at
-        else:
+        error = self.ended.exception() if self.ended.done() else None
+        if error is None:
             await _bounded(self.store.leave(), _DRAIN_S)
+        elif not is_lease_lost(error):  # the schema does not fit any more: nobody has crashed
+            await _bounded(self.store.abandon(self.id), _DRAIN_S)
         if owned:
             _log.warning(
                 "worker %s leaves %d runs whose bodies have not ended; their lease lapses", self.name, len(owned)
