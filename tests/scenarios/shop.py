@@ -1,4 +1,4 @@
-"""The workflows of the scenario tests, and the worker that a subprocess runs: `kedge-worker run tests.scenarios.shop:worker`."""
+"""The workflows of the scenario tests; a subprocess runs them as `kedge-worker run tests.scenarios.shop:worker`."""
 
 import asyncio
 import os

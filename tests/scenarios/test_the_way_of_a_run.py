@@ -117,7 +117,9 @@ async def test_a_workflow_without_input_and_output(database_url: str) -> None:
     async with AsyncClient.connect(database_url) as client, Worker(database_url, workflows=ALL):
         run = await client.start(nothing())
 
-        assert await run.result(timeout="20s") is None
+        await run.result(timeout="20s")
+
+        assert await run.status() == "completed"
 
 
 async def test_a_declared_error_comes_back_as_its_class(database_url: str) -> None:

@@ -29,7 +29,7 @@ _MAX_LANES: Final = 50
 _FLOOR_AGE_S: Final = 1.0
 # After a claim that brought something, the next start is likely to be near: look again that much later, without
 # a sleeper's row, so that batches form by themselves and the doorbell stays silent under load.
-_LINGER_S: Final = 0.004
+_LINGER_S: Final = 0.001
 _MAX_CLAIM: Final = 500
 
 

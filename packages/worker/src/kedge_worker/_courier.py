@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("kedge.worker")
 
 _BATCH: Final = 500
-_PERIOD_S: Final = (0.7, 1.0)
+_PERIOD_S: Final = (0.8, 1.0)
 
 
 class Courier:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("kedge.worker")
 
-_PERIOD_S: Final = (1.0, 1.5)
+_PERIOD_S: Final = (1.2, 1.6)
 
 
 class Sweeper:
