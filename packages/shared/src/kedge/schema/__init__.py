@@ -12,7 +12,7 @@ import msgspec
 
 from kedge.errors import InvalidOptionError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 """The number of the newest file in ``tables/``."""
 
 _SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}")
