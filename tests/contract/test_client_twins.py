@@ -41,9 +41,10 @@ def plain(text: str) -> str:
 
 
 def public(cls: type[Any]) -> dict[str, Any]:
-    """Its own public methods, by the sync one's names."""
-    found = {name: value for name, value in vars(cls).items() if not name.startswith("_") or name in RENAMED.values()}
-    found |= {RENAMED[name]: value for name, value in vars(cls).items() if name in RENAMED}
+    """Its public methods, its bases' too, by the sync one's names."""
+    names = {name: value for base in reversed(cls.__mro__[:-1]) for name, value in vars(base).items()}
+    found = {name: value for name, value in names.items() if not name.startswith("_") or name in RENAMED.values()}
+    found |= {RENAMED[name]: value for name, value in names.items() if name in RENAMED}
     # A class method is found behind its wrapper, a property is none of these.
     methods = {name: getattr(value, "__func__", value) for name, value in found.items() if name not in SYNC_ONLY}
     return {name: value for name, value in methods.items() if callable(value)} | {"__init__": vars(cls)["__init__"]}
