@@ -24,7 +24,10 @@ in any case, or raise.
 """
 
 Singleton: TypeAlias = Literal["raise", "return", "cancel_old"]
-"""What a start does when another run of the same workflow and key is active."""
+"""
+What a start does when another run of the same workflow and key is active: raise, answer with that run, or cancel it and
+begin when it has ended.
+"""
 
 DEFAULT_QUEUE: Final = "default"
 MAX_PRIORITY: Final = 32767
@@ -37,8 +40,12 @@ class RunOptions(TypedDict, total=False):
     """What a request may say."""
 
     key: str | None
-    """Idempotency key: one run per workflow and key. None: no key, although the ref would make one."""
+    """
+    Idempotency key: one run per workflow and key. None: no key, although the ref would make one. With `singleton` it is
+    the singleton's, and free again once the run has ended.
+    """
     on_conflict: OnConflict
+    """Of the idempotency key; not together with `singleton`."""
     resource: str | None
     """The application's entity that the run belongs to."""
     queue: str
@@ -55,6 +62,7 @@ class RunOptions(TypedDict, total=False):
     metadata: Mapping[str, Any]
     """A JSON object of at most 64 KiB, for people and for the handler."""
     singleton: Singleton
+    """At most one run per workflow and `key` is active; without a key, one per workflow. Versions do not count."""
 
 
 class RefDefaults(TypedDict, total=False):
@@ -85,6 +93,16 @@ class StartOptions(msgspec.Struct, frozen=True, gc=False):
     meta: bytes = b""
     """The column of that name, see run_meta.py: metadata, timeout, retry, and `asked` again."""
     asked: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    """Which of priority, resource and tags the ref or the request named; a child takes the others from its parent."""
+
+    def with_inherited(self, *, resource: str | None, priority: int) -> StartOptions:
+        """Return what holds for a child of a run with these."""
+        return msgspec.structs.replace(
+            self,
+            resource=self.resource if "resource" in self.own else resource,
+            priority=self.priority if "priority" in self.own else priority,
+        )
 
 
 def resolve(base: StartOptions, given: Mapping[str, object]) -> StartOptions:
@@ -102,6 +120,14 @@ def resolve(base: StartOptions, given: Mapping[str, object]) -> StartOptions:
         changes["start_at"] = None
     elif "start_at" in changes:
         changes["delay"] = None
+    if "singleton" in changes:
+        if "on_conflict" in changes:
+            raise InvalidOptionError("singleton and on_conflict exclude each other: singleton says what to do itself")
+        changes["on_conflict"] = "return"
+    elif "on_conflict" in changes:
+        changes["singleton"] = None
+    if named := _INHERITED.intersection(changes):
+        changes["own"] = tuple(sorted(named.union(base.own)))
     if not _IN_META.isdisjoint(changes):
         metadata = changes.pop("metadata") if "metadata" in changes else RunMeta.decode(base.meta).metadata
         changes["asked"] = asked = tuple(sorted({*base.asked, *_ASKED.intersection(changes)}))
@@ -117,7 +143,8 @@ def ref_options(defaults: Mapping[str, object]) -> StartOptions:
         UsageError: An option is unknown or out of its range.
     """
     options = StartOptions(**_checked(defaults, {name: _CHECKS[name] for name in ("queue", "priority", "timeout")}))
-    return msgspec.structs.replace(options, meta=_meta(options, {}, ()))
+    own = tuple(sorted(_INHERITED.intersection(defaults)))
+    return msgspec.structs.replace(options, meta=_meta(options, {}, ()), own=own)
 
 
 def _meta(options: StartOptions, metadata: dict[str, Any], asked: tuple[str, ...]) -> bytes:
@@ -227,3 +254,6 @@ _ASKED: Final = frozenset({"queue", "priority", "timeout", "retry"})
 """Those that may also come from a ref or a definition: of these it is noted where they come from."""
 
 _IN_META: Final = _ASKED | {"metadata"}
+
+_INHERITED: Final = frozenset({"priority", "resource", "tags"})
+"""Those that a child has of its parent, unless something else is said."""

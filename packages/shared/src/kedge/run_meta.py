@@ -46,6 +46,8 @@ class RunMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     retry: RetryTerms | None = None
     asked: tuple[str, ...] = ()
     """Which of queue, priority, timeout and retry the request itself named; the others come from its ref."""
+    origin: str | None = None
+    """The id of the run whose memos it has taken over. rerun_run_v1 writes it, behind all that stands here."""
 
     def encode(self) -> bytes:
         """Turn it into bytes; none at all when there is nothing to say."""
