@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kedge.errors import InvalidNameError
-from kedge.names import check_key, check_name, check_optional_key, check_step_id
+from kedge.names import SOLO_LANE, check_key, check_name, check_optional_key, check_queue, check_step_id
 
 # Harmless to bound parameters; each of them broke somebody's string building.
 ODD_BUT_GOOD = [
@@ -116,3 +116,15 @@ def test_a_name_that_passes_can_be_stored_and_shown(name: str) -> None:
     assert checked == name == name.strip()
     assert 0 < len(name.encode()) <= 200
     assert "\x00" not in name
+
+
+@pytest.mark.parametrize("name", [SOLO_LANE + "default", SOLO_LANE + SOLO_LANE + "x", ""])
+def test_no_queue_is_called_as_a_lane_of_the_engine(name: str) -> None:
+    with pytest.raises(InvalidNameError) as caught:
+        check_queue(name)
+
+    assert caught.value.what == "queue"
+
+
+def test_a_queue_may_be_called_nearly_as_a_lane_of_the_engine() -> None:
+    assert [check_queue(name) for name in ("!solo", "!solos", "solo x")] == ["!solo", "!solos", "solo x"]

@@ -19,6 +19,9 @@ STEP_SIGNS: Final = frozenset("~/#[]")
 VERSION_SIGN: Final = "@"
 """Stands between a workflow's name and its version."""
 
+SOLO_LANE: Final = "!solo "
+"""Before a queue's name: the lane of its runs whose workers died with them. The schema's functions know it too."""
+
 # Controls, lone surrogates, line and paragraph separators: unreadable in a log, or refused by Postgres.
 _REFUSED: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -52,6 +55,19 @@ def check_name(what: str, name: object, *, limit: int = MAX_NAME_BYTES, without:
         raise InvalidNameError(what, name, problem)
     # A StrEnum's member is a str, but drivers know it as an Enum.
     return str.__str__(name)
+
+
+def check_queue(name: object) -> str:
+    """
+    Return a queue's name, or refuse it.
+
+    Raises:
+        InvalidNameError: As `check_name`, and for what begins as the engine's own lanes do.
+    """
+    queue = check_name("queue", name)
+    if queue.startswith(SOLO_LANE):
+        raise InvalidNameError("queue", queue, f"begins with {SOLO_LANE!r}, as the engine's own lanes do; rename it")
+    return queue
 
 
 def check_key(what: str, key: object) -> str:

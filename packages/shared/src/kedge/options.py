@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from kedge.durations import Duration, parse_duration, parse_positive_duration
 from kedge.errors import DomainError, InvalidOptionError
-from kedge.names import check_name, check_optional_key
+from kedge.names import check_name, check_optional_key, check_queue
 from kedge.retry import Retry
 from kedge.run_meta import RetryTerms, RunMeta
 from kedge.shown import shown
@@ -168,7 +168,7 @@ def _checked(given: Mapping[str, object], checks: Mapping[str, Callable[[object]
 
 
 def _queue(value: object) -> str:
-    return check_name("queue", value)
+    return check_queue(value)
 
 
 def _priority(value: object) -> int:

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from kedge import schema as kedge_schema
 from kedge.durations import Duration, parse_duration
 from kedge.errors import InvalidOptionError
+from kedge.names import check_queue
 
 # Engine connections: plans must not flip with the statistics, and no statement may outlive the lease it works under.
 _PLANNER: Final = {
@@ -130,7 +131,7 @@ def make_settings(
         if value is None:
             continue
         if name == "queues":
-            values[name] = tuple(queue.strip() for queue in str(value).split(","))
+            values[name] = tuple(check_queue(queue.strip()) for queue in str(value).split(",") if queue.strip())
         elif isinstance(value, (timedelta, str, int, float)) and name.endswith("_s"):
             values[name] = parse_duration(value, option=option).total_seconds()
         else:

@@ -13,6 +13,21 @@ language sql immutable parallel safe as $$
         when 'f' then 'failed' when 'x' then 'interrupted' else p_kind::text end
 $$;
 
+-- Lanes. A run whose workers died with it twice in a row goes on in the solo lane of its queue, which nobody's queue can
+-- be called and normal claims never meet; queue_name is the queue as people know it, of either lane.
+create or replace function kedge.is_solo(p_queue text) returns boolean
+language sql immutable parallel safe as $$ select starts_with(p_queue, '!solo ') $$;
+
+create or replace function kedge.solo_lane(p_queue text) returns text
+language sql immutable parallel safe as $$
+    select case when kedge.is_solo(p_queue) then p_queue else '!solo ' || p_queue end
+$$;
+
+create or replace function kedge.queue_name(p_queue text) returns text
+language sql immutable parallel safe as $$
+    select case when kedge.is_solo(p_queue) then substr(p_queue, 7) else p_queue end
+$$;
+
 -- The time in a UUIDv7.
 create or replace function kedge.id_time(p_id uuid) returns timestamptz
 language sql immutable parallel safe as $$

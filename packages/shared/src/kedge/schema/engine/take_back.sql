@@ -10,7 +10,7 @@ language plpgsql as $$
 declare
     v_worker record;
     v_ids uuid[];
-    v_cancelled uuid[];
+    v_id uuid;
 begin
     -- One lease of grace after the server's start: leases lapsed because the database was away, nobody crashed.
     -- Who says that it leaves needs no grace.
@@ -34,30 +34,32 @@ begin
         return;
     end if;
 
-    v_ids := array(select r.id from kedge.runs r
-                    where r.worker_id = v_worker.id and r.state = 'r' for update skip locked);
-
-    v_cancelled := array(select r.id from kedge.runs r where r.id = any (v_ids) and r.request = 'x');
-    perform kedge.end_runs(
-        v_worker.id, array_agg(r.id), array_agg(r.epoch), array_agg('x'::text), array_agg(null::bytea),
-        array_agg(null::bytea), array_agg(r.reason), array_agg(0),
-        array_agg((select coalesce(max(j.seq), 0) from kedge.journal j where j.run_id = r.id)), array_agg(0))
-       from kedge.runs r where r.id = any (v_cancelled) having count(*) > 0;
-
-    update kedge.runs r
-       set state = case when r.request = 's' then 's' else 'p' end::"char", request = null, worker_id = null,
-           epoch = r.epoch + 1, since = kedge.instant(), seq = nextval('kedge.runs_seq'),
-           next_seq = greatest(r.next_seq, (select coalesce(max(j.seq), 0) + 1 from kedge.journal j where j.run_id = r.id)),
-           crashes = case when v_worker.leaving then r.crashes
-                          when exists (select 1 from kedge.journal j
-                                        where j.run_id = r.id and j.epoch = r.epoch offset 0) then 0
-                          else least(r.crashes + 1, 32767) end
-     where r.id = any (v_ids) and r.worker_id = v_worker.id;
-
     worker_id := v_worker.id;
     worker_name := v_worker.name;
+    v_ids := array(select r.id from kedge.runs r
+                    where r.worker_id = v_worker.id and r.state = 'r' for update skip locked);
+    begin
+        ended := kedge.free_runs(v_worker.id, v_ids, not v_worker.leaving);
+    exception when others then
+        if not kedge.is_about_data(sqlstate) then
+            raise;
+        end if;
+        -- A trigger, a damaged row: one by one, and the bad one stays where it is, in nobody else's way.
+        ended := '{}';
+        foreach v_id in array v_ids loop
+            begin
+                ended := ended || kedge.free_runs(v_worker.id, array[v_id], not v_worker.leaving);
+            exception when others then
+                if not kedge.is_about_data(sqlstate) then
+                    raise;
+                end if;
+                raise warning 'run % of the dead worker % cannot be freed: %', v_id, v_worker.name, sqlerrm;
+                v_ids := array_remove(v_ids, v_id);
+            end;
+        end loop;
+    end;
+
     freed := cardinality(v_ids);
-    ended := v_cancelled;
     select coalesce(array_agg(l.queue), '{}'), coalesce(array_agg(l.workflow), '{}') into queues, workflows
       from (select distinct r.queue, r.workflow from kedge.runs r where r.id = any (v_ids) and r.state = 'p') l;
     remaining := exists (select 1 from kedge.runs r where r.worker_id = v_worker.id and r.state = 'r');

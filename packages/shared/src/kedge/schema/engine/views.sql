@@ -1,13 +1,13 @@
 -- A run stands in `runs` or in `finished`, never in both for one snapshot.
 create or replace view kedge.all_runs as
-    select r.id, r.workflow, kedge.status_name(r.state) as status, r.queue, -r.rank::int as priority, r.resource, r.key,
-           r.parent_id, r.attempt::int, r.crashes::int, r.epoch, r.started_at, r.since, r.due_at, r.deadline_at,
-           null::timestamptz as ended_at, r.worker_id,
+    select r.id, r.workflow, kedge.status_name(r.state) as status, kedge.queue_name(r.queue) as queue,
+           -r.rank::int as priority, r.resource, r.key, r.parent_id, r.attempt::int, r.crashes::int, r.epoch,
+           r.started_at, r.since, r.due_at, r.deadline_at, null::timestamptz as ended_at, r.worker_id,
            case r.request when 's' then 'paused' when 'x' then 'cancelled' end as request, r.reason,
            null::bytea as output, null::bytea as error
       from kedge.runs r
     union all
-    select f.id, f.workflow, kedge.status_name(f.status), f.queue, -f.rank::int, f.resource, f.key,
+    select f.id, f.workflow, kedge.status_name(f.status), kedge.queue_name(f.queue), -f.rank::int, f.resource, f.key,
            f.parent_id, f.attempt::int, f.crashes::int, f.epoch, f.started_at, f.ended_at, null, f.deadline_at,
            f.ended_at, null, null, f.reason, f.output, f.error
       from kedge.finished f;
