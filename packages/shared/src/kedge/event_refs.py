@@ -7,7 +7,8 @@ Calling a ref makes a message: a frozen value, checked where it is written.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
+from uuid import UUID, uuid5
 
 import msgspec
 
@@ -20,6 +21,39 @@ if TYPE_CHECKING:
 
 # Invariant on purpose: a covariant payload would let ref(3) pass as a payload of Payment | int.
 P = TypeVar("P")
+
+# No name contains it: control characters are refused.
+_SEPARATOR: Final = "\x1f"
+# Part of what is stored: another one would let a message in that has been sent already.
+_KEYED: Final = UUID("6b656467-6520-5e76-856e-742065766e74")
+
+
+def event_slot(event: str, topic: str | None = None) -> str:
+    """Return what a letter and a wait must agree on: an event of one run, or of a topic. send_v1 makes the same."""
+    return f"e:{event}" if topic is None else f"t:{topic}{_SEPARATOR}{event}"
+
+
+def check_topic(topic: object) -> str:
+    """
+    Return a topic's name, or refuse it; up to 200 bytes.
+
+    Raises:
+        InvalidNameError: As for every name.
+    """
+    return check_name("topic", topic)
+
+
+def keyed_letter_id(to: UUID | str, event: str, key: str) -> UUID:
+    """
+    Return the id of a message that has a key: whoever sends it again, sends the same letter.
+
+    Args:
+        to: The run's id, or the topic.
+        event: The event's name.
+        key: The message's.
+    """
+    kind = "run" if isinstance(to, UUID) else "topic"
+    return uuid5(_KEYED, _SEPARATOR.join((kind, str(to), event, key)))
 
 
 class EventMessage(msgspec.Struct, frozen=True, gc=False):
