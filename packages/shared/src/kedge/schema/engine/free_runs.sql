@@ -55,13 +55,12 @@ begin
     return v_ended;
 end $$;
 
--- What a run fails with that was the death of its workers: an ErrorInfo.
+-- What a run fails with that was the death of its workers.
 create or replace function kedge.crashed_error(p_crashes int) returns bytea
 language sql stable as $$
-    select '\x01'::bytea || convert_to(json_build_object(
-        'kind', 'kedge.errors.RunCrashedError',
-        'message', format('%s workers in a row died while they executed this run, without one step done in between;'
-                          ' the last %s executed nothing else', p_crashes, p_crashes - 2))::text, 'UTF8')
+    select kedge.error_info('RunCrashedError', format(
+        '%s workers in a row died while they executed this run, without one step done in between;'
+        ' the last %s executed nothing else', p_crashes, p_crashes - 2))
 $$;
 
 -- Whether an error says something about rows: not about privileges and schema, a lost race, a lock, or a server that is
@@ -70,7 +69,4 @@ create or replace function kedge.is_about_data(p_sqlstate text) returns boolean
 language sql immutable parallel safe as $$ select left(p_sqlstate, 2) not in ('40', '42', '53', '55', '57', '58', '08') $$;
 
 create or replace function kedge.deadline_error() returns bytea
-language sql stable as $$
-    select '\x01'::bytea || convert_to(json_build_object(
-        'kind', 'kedge.errors.RunDeadlineError', 'message', 'its time was up')::text, 'UTF8')
-$$;
+language sql stable as $$ select kedge.error_info('RunDeadlineError', 'its time was up') $$;

@@ -42,3 +42,11 @@ language sql immutable parallel safe as $$
         when get_byte(p_payload, 0) = 1 then convert_from(substr(p_payload, 2), 'UTF8')
         else '\x' || encode(p_payload, 'hex') end
 $$;
+
+-- What a run fails with that the engine itself ends: an ErrorInfo of a class of the module errors. In two words, for the
+-- first of them is taken for this schema wherever a point follows.
+create or replace function kedge.error_info(p_class text, p_message text) returns bytea
+language sql stable as $$
+    select '\x01'::bytea || convert_to(
+        json_build_object('kind', 'kedge' || '.errors.' || p_class, 'message', p_message)::text, 'UTF8')
+$$;
