@@ -21,6 +21,7 @@ from kedge_worker._executor import Executor
 from kedge_worker._outcomes import End, Move, RowKind
 from kedge_worker._registry import Registry
 from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, TransactionBody
+from kedge_worker._side_writes import SideWrite
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._workflows import Workflow, workflow
 
@@ -33,6 +34,7 @@ class MemoryJournal:
     def __init__(self) -> None:
         self.rows: dict[UUID, list[Row]] = {}
         self.moves: dict[UUID, Move] = {}
+        self.sides: list[tuple[str, UUID, tuple[Any, ...]]] = []
         self.flushes = 0
         self.log: list[str] = []
         """What happened, in order: "keep charge", "durable", ..., and what tests add."""
@@ -52,6 +54,11 @@ class MemoryJournal:
         self.rows.setdefault(run.claimed.id, []).append(row)
         self.log.append(f"keep {key}")
         return row.seq
+
+    def add(self, run: LiveRun, side: SideWrite, *values: Any, size: int = 100) -> None:  # noqa: ARG002  # the protocol's
+        self.sides.append((side.name, run.claimed.id, values))
+        if run.batch is None or run.batch.stored:
+            run.batch = Batch()
 
     async def durable(self, run: LiveRun) -> None:
         batch = run.batch
@@ -119,13 +126,15 @@ class MemoryTransactions:
         self.closed = False
         self.rounds_of_commit = 2
 
-    async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
+    async def run(
+        self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool, meta: Callable[[], bytes] = bytes
+    ) -> int:
         executed: list[str] = []
         conn = cast("Any", Connection(executed))
         value = await self._in_thread(lambda: body(conn)) if sync else await cast("Any", body(conn))
         while run.gate is not None:
             await run.gate.wait()
-        run.gate = gate = asyncio.Event()
+        run.gate = asyncio.Event()
         try:
             await self._journal.durable(run)
             if run.lost:
@@ -133,14 +142,14 @@ class MemoryTransactions:
             seq = run.take_seq()
             for _ in range(self.rounds_of_commit):
                 await asyncio.sleep(0)
-            row = Row(run, seq, "t", key, cast("bytes", value))
+            row = Row(run, seq, "t", key, cast("bytes", value), meta())
+            run.assigned.add(seq)
             self._journal.rows.setdefault(run.claimed.id, []).append(row)
             self._journal.log.append(f"commit {key}")
             self.committed += executed
         finally:
-            run.gate = None
-            gate.set()
-        return cast("bytes", value)
+            run.open_gate()
+        return seq
 
     async def aclose(self) -> None:
         self.closed = True
@@ -155,7 +164,10 @@ def claim(made: Workflow[Any, Any], value: object = None, **changes: Any) -> Cla
         next_seq=1,
         attempt=0,
         crashes=0,
-        cancel_asked=False,
+        request=None,
+        rank=0,
+        deadline_s=None,
+        is_observed=False,
         queue="default",
         workflow=made.ref.qualified_name,
         resource=None,

@@ -190,7 +190,7 @@ async def test_a_run_with_a_cancel_request_is_not_executed() -> None:
         executed.append(1)
 
     async with Lives(bound(handler)) as lives:
-        _, move = await lives.run(cancel_asked=True, reason="changed my mind")
+        _, move = await lives.run(request="x", reason="changed my mind")
 
     assert move == End("x", reason="changed my mind")
     assert executed == []
@@ -208,7 +208,7 @@ async def test_a_cancelled_handler_unwinds_before_its_end_is_written() -> None:
 
     async with Lives(bound(handler)) as lives:
         claimed = await begin(lives)
-        lives.executor.ask_cancel(claimed.id, "enough")
+        lives.executor.ask(claimed.id, "x", "enough")
         move = await lives.journal.moved(claimed.id)
 
     assert move == End("x", reason="enough")
@@ -238,7 +238,7 @@ async def test_a_cancelled_handler_can_do_nothing_more() -> None:
 
     async with Lives(bound(handler)) as lives:
         claimed = await begin(lives)
-        lives.executor.ask_cancel(claimed.id, None)
+        lives.executor.ask(claimed.id, "x", None)
         move = await lives.journal.moved(claimed.id)
 
     assert move == End("x", reason=None)
@@ -252,7 +252,7 @@ async def test_a_handler_that_has_returned_stays_completed() -> None:
 
     async with Lives(bound(handler)) as lives:
         claimed, move = await lives.run()
-        lives.executor.ask_cancel(claimed.id, "too late")
+        lives.executor.ask(claimed.id, "x", "too late")
         await rounds()
 
         assert lives.journal.moves[claimed.id] == move
@@ -275,7 +275,7 @@ async def test_all_branches_unwind_when_the_run_is_cancelled() -> None:
 
     async with Lives(bound(handler)) as lives:
         claimed = await begin(lives)
-        lives.executor.ask_cancel(claimed.id, None)
+        lives.executor.ask(claimed.id, "x", None)
         move = await lives.journal.moved(claimed.id)
 
     assert move == End("x", reason=None)
@@ -296,7 +296,7 @@ async def test_a_handler_that_does_not_stop_is_ended_without_it_and_holds_its_sl
 
     async with Lives(bound(handler)) as lives:
         claimed = await begin(lives)
-        lives.executor.ask_cancel(claimed.id, "enough")
+        lives.executor.ask(claimed.id, "x", "enough")
         move = await lives.journal.moved(claimed.id)
         await rounds()
         assert claimed.id in lives.executor.runs

@@ -238,7 +238,7 @@ async def test_a_handler_that_is_cancelled_meets_a_closed_context() -> None:
         claimed = claim(lives.workflow)
         lives.executor.start(claimed)
         await asyncio.to_thread(begun.wait)
-        lives.executor.ask_cancel(claimed.id, "enough")
+        lives.executor.ask(claimed.id, "x", "enough")
         go.set()
         move = await lives.journal.moved(claimed.id)
 
@@ -260,7 +260,7 @@ async def test_a_handler_that_completes_before_it_notices_has_completed() -> Non
         claimed = claim(lives.workflow)
         lives.executor.start(claimed)
         await asyncio.to_thread(begun.wait)
-        lives.executor.ask_cancel(claimed.id, "too late")
+        lives.executor.ask(claimed.id, "x", "too late")
         go.set()
         move = await lives.journal.moved(claimed.id)
 
@@ -299,7 +299,7 @@ async def test_a_handler_that_has_no_thread_yet_never_begins() -> None:
         lives.executor.start(first)
         lives.executor.start(second)
         await asyncio.to_thread(begun.wait)
-        lives.executor.ask_cancel(second.id, "enough")
+        lives.executor.ask(second.id, "x", "enough")
         move = await lives.journal.moved(second.id)
         go.set()
         await lives.journal.moved(first.id)

@@ -123,8 +123,8 @@ async def test_other_errors_are_those_of_a_step_and_nothing_is_committed() -> No
 async def test_a_transaction_of_a_lost_run_ends_its_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[str] = []
 
-    async def lose(_self: Any, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
-        raise LeaseLostError(run, key, body, sync)
+    async def lose(_self: Any, run: LiveRun, key: str, body: TransactionBody, *, sync: bool, meta: object) -> int:
+        raise LeaseLostError(run, key, body, sync, meta)
 
     monkeypatch.setattr(MemoryTransactions, "run", lose)
 

@@ -14,8 +14,10 @@ _TEXT: Final = 25
 _BYTEA: Final = 17
 _CHAR: Final = 18
 _FLOAT8: Final = 701
+_TIMESTAMPTZ: Final = 1184
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 _NULL: Final = b"\xff\xff\xff\xff"
 _header: Final = struct.Struct("!iiIii").pack
 _length: Final = struct.Struct("!i").pack
@@ -49,6 +51,22 @@ def floats(items: Sequence[float]) -> bytes:
     return _fixed(_FLOAT8, b"\0\0\0\x08", [struct.pack("!d", item) for item in items])
 
 
+def optional_floats(items: Sequence[float | None]) -> bytes:
+    """float8[] with nulls."""
+    return _varying(_FLOAT8, [None if item is None else struct.pack("!d", item) for item in items])
+
+
+def optional_uuids(items: Sequence[bytes | None]) -> bytes:
+    """uuid[] with nulls."""
+    return _varying(_UUID, items)
+
+
+def timestamps(items: Sequence[datetime | None]) -> bytes:
+    """timestamptz[] with nulls."""
+    micros = [None if item is None else (item - _EPOCH) // _MICROSECOND for item in items]
+    return _varying(_TIMESTAMPTZ, [None if one is None else one.to_bytes(8, "big", signed=True) for one in micros])
+
+
 def texts(items: Sequence[str | None]) -> bytes:
     """text[]."""
     return _varying(_TEXT, [None if item is None else item.encode() for item in items])
@@ -66,6 +84,12 @@ def int4(value: int) -> bytes:
 def to_int(data: bytes) -> int:
     """Any integer type."""
     return int.from_bytes(data, "big", signed=True)
+
+
+def to_float(data: bytes) -> float:
+    """A float8."""
+    (value,) = struct.unpack("!d", data)
+    return float(value)
 
 
 def to_datetime(data: bytes) -> datetime:

@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane
@@ -45,11 +45,13 @@ class Claimer:
         free: Callable[[int], int],
         poke: Callable[[], None],
         poll_s: tuple[float, float],
+        timeouts: Mapping[str, float],
     ) -> None:
         self._store = store
         self._queues = queues
         self._workflows = workflows
         self._lanes: list[Lane] = list(itertools.product(queues, workflows))
+        self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
         self._free = free
         self._poke = poke
@@ -80,7 +82,7 @@ class Claimer:
         if now - self._floors_at > _FLOOR_AGE_S:
             self._floors.clear()
             self._floors_at = now
-        return ClaimRequest(limit, {lane: self._floors.get(lane, LOWEST) for lane in lanes})
+        return ClaimRequest(limit, {lane: self._floors.get(lane, LOWEST) for lane in lanes}, self._timeouts)
 
     def answered(self, answer: ClaimAnswer) -> None:
         self._asked = False
@@ -97,6 +99,15 @@ class Claimer:
         self._asked = False
 
     # ---- called by everybody
+
+    def takes(self, queue: str, workflow: str) -> bool:
+        """Whether this worker has room for runs of this lane."""
+        return not self.stopped and (queue, workflow) in self._lanes and self._free(0) > 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether runs may be waiting for a slot."""
+        return self._free(0) <= 0
 
     def ring(self) -> None:
         """There is something to claim."""

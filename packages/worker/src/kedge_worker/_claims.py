@@ -10,7 +10,7 @@ from uuid import UUID
 
 import kedge_worker._binary as _binary
 from kedge_worker._pipeline import int_of, text_of, value_of
-from kedge_worker._runs import ClaimedRun, MemoRow
+from kedge_worker._runs import ClaimedRun, Mail, MemoRow, StoredWait
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -30,6 +30,8 @@ class ClaimRequest:
 
     limit: int
     floors: Mapping[Lane, tuple[int, int]]
+    timeouts: Mapping[Lane, float]
+    """Of definitions that have one, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,10 @@ class ClaimAnswer:
     has_mail: bool
 
 
-def read_claim(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimAnswer:
-    """Put together what CLAIM and READ_CLAIMED have answered."""
+def read_claim(
+    request: ClaimRequest, taken: PGresult, kept: PGresult, waiting: PGresult, unread: PGresult
+) -> ClaimAnswer:
+    """Put together what CLAIM, READ_CLAIMED, READ_WAITS and READ_MAIL have answered."""
     inputs: dict[bytes, tuple[bytes, bytes, datetime]] = {}
     memos: dict[bytes, list[MemoRow]] = {}
     for i in range(kept.ntuples):
@@ -55,6 +59,8 @@ def read_claim(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimA
         else:
             row = MemoRow(seq, text_of(kept, i, 2), text_of(kept, i, 3), value, meta, at)
             memos.setdefault(owner, []).append(row)
+    waits = _waits(waiting) if waiting.ntuples else {}
+    mail = read_mail(unread) if unread.ntuples else {}
     runs: list[ClaimedRun] = []
     highest: dict[Lane, tuple[int, int]] = {}
     for i in range(taken.ntuples):
@@ -65,6 +71,7 @@ def read_claim(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimA
         memo = tuple(memos.get(run_id, ()))
         queue, workflow = text_of(taken, i, 10), text_of(taken, i, 11)
         resource, reason = taken.get_value(i, 12), taken.get_value(i, 13)
+        asked, deadline_s = taken.get_value(i, 9), taken.get_value(i, 16)
         if taken.get_value(i, 14) == b"\0":  # beside due runs the places say nothing about the ready ones
             highest[queue, workflow] = (int_of(taken, i, 6), int_of(taken, i, 7))
         runs.append(
@@ -74,7 +81,10 @@ def read_claim(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimA
                 next_seq=max(int_of(taken, i, 3), memo[-1].seq + 1 if memo else 1),
                 attempt=int_of(taken, i, 4),
                 crashes=int_of(taken, i, 5),
-                cancel_asked=taken.get_value(i, 9) == b"x",
+                request=None if asked is None else asked.decode(),
+                rank=int_of(taken, i, 6),
+                deadline_s=None if deadline_s is None else _binary.to_float(deadline_s),
+                is_observed=taken.get_value(i, 15) == b"\x01",
                 queue=queue,
                 workflow=workflow,
                 resource=None if resource is None else resource.decode(),
@@ -84,6 +94,38 @@ def read_claim(request: ClaimRequest, taken: PGresult, kept: PGresult) -> ClaimA
                 created_at=at,
                 claimed_at=_binary.to_datetime(value_of(taken, i, 8)),
                 memo=memo,
+                waits=tuple(waits.get(run_id, ())),
+                mail=tuple(mail.get(run_id, ())),
             )
         )
     return ClaimAnswer(request.limit, runs, highest, value_of(taken, 0, 0) == b"\x01")
+
+
+def _waits(result: PGresult) -> dict[bytes, list[StoredWait]]:
+    waits: dict[bytes, list[StoredWait]] = {}
+    for i in range(result.ntuples):
+        slot = result.get_value(i, 7)
+        left_s, limit_s = result.get_value(i, 3), result.get_value(i, 4)
+        waits.setdefault(value_of(result, i, 0), []).append(
+            StoredWait(
+                key=text_of(result, i, 1),
+                kind=text_of(result, i, 2),
+                slot=None if slot is None else slot.decode(),
+                left_s=None if left_s is None else _binary.to_float(left_s),
+                limit_s=None if limit_s is None else _binary.to_float(limit_s),
+                attempt=int_of(result, i, 5),
+                state=value_of(result, i, 6),
+            )
+        )
+    return waits
+
+
+def read_mail(result: PGresult) -> dict[bytes, list[Mail]]:
+    """Unread mail by the 16 bytes of the run's id, in order of arrival."""
+    mail: dict[bytes, list[Mail]] = {}
+    for i in range(result.ntuples):
+        one = Mail(
+            UUID(bytes=value_of(result, i, 1)), int_of(result, i, 2), text_of(result, i, 3), value_of(result, i, 4)
+        )
+        mail.setdefault(value_of(result, i, 0), []).append(one)
+    return mail

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
 
+import kedge_worker._waiting as waiting
+from kedge.durations import Duration
+from kedge.event_refs import EventRef
 from kedge.result_types import MISSING
 from kedge_worker._definitions import definition_of
 from kedge_worker._facts import RunFacts
@@ -18,6 +22,8 @@ if TYPE_CHECKING:
     from kedge_worker._execution import Execution
 
 T = TypeVar("T")
+P = TypeVar("P")
+D = TypeVar("D")
 Ts = TypeVarTuple("Ts")
 
 
@@ -107,6 +113,90 @@ class Context(RunFacts):
         if output is not MISSING:
             definition = definition.with_output(output)
         return self._operations.transaction(branch.key(step_id), branch, definition, fn, args)
+
+    def sleep(self, step_id: str, duration: Duration, /) -> Coroutine[object, None, None]:
+        """
+        Wait for a time that is counted and kept by the database: it passes once, whatever happens to workers.
+
+        Args:
+            step_id: As in `step`.
+            duration: `timedelta`, seconds, or text such as "2 days 12 hours"; of no length it ends at once.
+
+        Raises:
+            InvalidDurationError: It is no duration; the message shows the accepted forms.
+            HandlerUseError: As in `step`.
+            RawTimeoutError: A raw timeout of more than five minutes is open around it.
+        """
+        branch = self._here()
+        return self._operations.wait(waiting.sleep(branch.key(step_id), duration), "d", branch, waiting.no_value)
+
+    def sleep_until(self, step_id: str, when: datetime, /) -> Coroutine[object, None, None]:
+        """
+        Wait until a moment of the database's clock; one that has passed ends at once.
+
+        Args:
+            step_id: As in `step`.
+            when: With a time zone.
+
+        Raises:
+            InvalidOptionError: It has no time zone.
+            HandlerUseError: As in `sleep`.
+        """
+        branch = self._here()
+        return self._operations.wait(waiting.sleep_until(branch.key(step_id), when), "d", branch, waiting.no_value)
+
+    @overload
+    def wait_for(
+        self, step_id: str, event: EventRef[P], /, *, topic: str | None = None, timeout: Duration | None = None
+    ) -> Coroutine[object, None, P]: ...
+    @overload
+    def wait_for(
+        self, step_id: str, event: EventRef[P], /, *, topic: str | None = None, timeout: Duration | None, default: D
+    ) -> Coroutine[object, None, P | D]: ...
+    def wait_for(
+        self,
+        step_id: str,
+        event: EventRef[Any],
+        /,
+        *,
+        topic: str | None = None,
+        timeout: Duration | None = None,
+        default: Any = MISSING,
+    ) -> Coroutine[object, None, Any]:
+        """
+        Wait for an event that is sent to this run, and answer its payload.
+
+        An event that came before is kept; of several the oldest is taken, each by one wait.
+
+        Args:
+            step_id: As in `step`.
+            event: Its ref.
+            topic: Take what is sent to this topic while the wait is open, and nothing that is sent to the run.
+            timeout: Counted and kept by the database; zero takes only what is there. None: as long as it takes.
+            default: What to answer when the time is up, instead of raising.
+
+        Raises:
+            EventTimeoutError: None came in time.
+            InvalidDurationError: The timeout is no duration.
+            InvalidNameError: The topic cannot be one.
+            HandlerUseError: As in `sleep`.
+        """
+        branch = self._here()
+        wait = waiting.event(self._execution, branch.key(step_id), event, topic=topic, timeout=timeout)
+        return self._operations.wait(wait, "e", branch, waiting.event_payload(self._execution, event, default))
+
+    def pause(self, step_id: str, /) -> Coroutine[object, None, None]:
+        """
+        Wait until somebody calls `client.resume`, however long that takes. Other branches of the run go on.
+
+        Args:
+            step_id: As in `step`.
+
+        Raises:
+            HandlerUseError: As in `sleep`.
+        """
+        branch = self._here()
+        return self._operations.wait(waiting.pause(branch.key(step_id)), "u", branch, waiting.no_value)
 
     def branch(self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts) -> Coroutine[object, None, T]:
         """

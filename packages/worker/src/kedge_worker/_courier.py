@@ -27,6 +27,8 @@ class Courier:
     Any number of workers may run one: whoever gets the inbox's lock sorts.
 
     `sorted_some` is called after letters have left: a claim had passed over their runs, and perhaps saw no others.
+    `has_mail` is called when this worker's own runs may have been sent something; `takes` tells whether it has room for
+    runs of a queue and a workflow, so that nobody else need be woken for them.
     """
 
     def __init__(
@@ -34,13 +36,17 @@ class Courier:
         store: Store,
         *,
         worker_id: UUID,
-        ask_cancel: Callable[[UUID, str | None], None],
+        ask: Callable[[UUID, str, str | None], None],
         sorted_some: Callable[[], None],
+        has_mail: Callable[[], None],
+        takes: Callable[[str, str], bool],
     ) -> None:
         self._store = store
         self._sorted_some = sorted_some
         self._worker_id = worker_id
-        self._ask_cancel = ask_cancel
+        self._ask = ask
+        self._has_mail = has_mail
+        self._takes = takes
         self._bell = asyncio.Event()
 
     def ring(self) -> None:
@@ -53,6 +59,7 @@ class Courier:
             try:
                 await self.sort_all()
                 if rang:  # perhaps by another worker's courier, for a run of ours; the beat is the backstop
+                    self._has_mail()
                     await self.fetch_requests()
             except TroubleError as error:
                 _log.warning("courier: %s", error)
@@ -85,16 +92,21 @@ class Courier:
             if done.letters:
                 self._sorted_some()
             if done.ended:
-                _log.info("courier: %d runs cancelled", len(done.ended))
+                _log.info("courier: %d runs ended", len(done.ended))
                 await self._store.notify_ended(done.ended)
-            if done.owners:
-                await self._store.ring_workers(done.owners)
-            if self._worker_id in done.owners:
+            others = [owner for owner in done.owners if owner != self._worker_id]
+            if others:
+                await self._store.ring_workers(others)
+            if len(others) < len(done.owners):
+                self._has_mail()
                 await self.fetch_requests()
+            for queue, workflow in done.lanes:
+                if not self._takes(queue, workflow):
+                    await self._store.ring(queue, workflow)
             if done.letters == 0 or not done.remaining:
                 return total
 
     async def fetch_requests(self) -> None:
         """Hand requests for this worker's own runs to the executor."""
-        for run_id, reason in (await self._store.requests()).items():
-            self._ask_cancel(run_id, reason)
+        for request in await self._store.requests():
+            self._ask(request.run_id, request.kind, request.reason)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, Final, TypeVar, cast, overload
 
-from kedge.errors import DefinitionError, DomainError, HandlerUseError
+from kedge.errors import DefinitionError, DomainError, HandlerUseError, InvalidOptionError
 from kedge.failures import check_domain_errors
 from kedge.result_types import MISSING, type_of_result
+from kedge.retry import Retry
+from kedge.shown import shown
 from kedge.wire import Decode, decoder
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -76,6 +78,18 @@ def _define(function: Any, holder: Any, raises: tuple[type[DomainError], ...]) -
     except (AttributeError, TypeError):
         pass  # builtins take no attributes; theirs is made each time
     return definition
+
+
+def check_retry(retry: object) -> Retry | None:
+    """
+    Return what is given as `retry=`, or refuse it.
+
+    Raises:
+        InvalidOptionError: It is no Retry.
+    """
+    if retry is None or isinstance(retry, Retry):
+        return retry
+    raise InvalidOptionError(f"retry={shown(retry)}: give a Retry, as Retry(3), or Retry.NEVER for one attempt")
 
 
 def _is_async(function: Any) -> bool:

@@ -20,21 +20,47 @@ from kedge.errors import (
 )
 from kedge.failures import decode_error, describe_error, domain_error, encode_error, kind_of
 from kedge.result_types import check_plain
+from kedge.retry import NonRetryable, Retry
+from kedge.run_meta import RunMeta
 from kedge.wire import encode
 from kedge_worker._branches import Branch, BranchTasks, RunBranches
 from kedge_worker._memo import Memo, RowMeta
-from kedge_worker._outcomes import Outcome
+from kedge_worker._outcomes import Mismatched, Outcome, Released, RowKind
 from kedge_worker._run_clock import RunClock
 from kedge_worker._runs import Journal, LiveRun, MemoRow, Transactions
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
-from kedge_worker._turns import COMMITTED, Turns
+from kedge_worker._turns import LIVE, Turns
+from kedge_worker._waits import Kept, RunWaits
 
 if TYPE_CHECKING:
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._threads import Threads
 
-Operation: TypeAlias = Literal["s", "t"]
-_NAMES: Final[dict[str, str]] = {"s": "a step", "t": "a transaction"}
+Operation: TypeAlias = Literal["s", "t", "e", "d", "p", "u", "c", "n", "m", "o"]
+"""What a handler can ask for, by the kind of its success in the journal."""
+
+_NAMES: Final[dict[str, str]] = {
+    "s": "a step",
+    "t": "a transaction",
+    "e": "a wait for an event",
+    "d": "a sleep",
+    "p": "a poll",
+    "u": "a pause",
+    "c": "a child's result",
+    "n": "a child's start",
+    "m": "a send",
+    "o": "a first of several",
+}
+
+_WAITS: Final = {
+    "e": "a wait for an event",
+    "d": "a sleep",
+    "p": "a poll",
+    "r": "a step that is to be repeated",
+    "c": "a wait for a child",
+    "u": "a pause",
+    "n": "a child's start",
+}
 
 # In an error's data. No field of a DomainError can have this name, for exceptions have it.
 _ARGUMENTS: Final = "args"
@@ -52,6 +78,18 @@ class Owner(Protocol):
         """Something else than the handler's own end decided; called once."""
         ...
 
+    def rests(self, execution: Execution, /) -> None:
+        """Nothing goes on but waiting: perhaps the run can be parked."""
+        ...
+
+    def look(self) -> None:
+        """There may be mail for runs that wait."""
+        ...
+
+    def waits_changed(self, execution: Execution, /) -> None:
+        """The run begins to wait for mail or times, or no longer does."""
+        ...
+
     def threads_ended(self, execution: Execution, /) -> None:
         """The last body in a thread has ended, after the execution was closed."""
         ...
@@ -61,9 +99,11 @@ class Execution:
     """Open until its outcome is decided; closed, nothing new begins and nothing more reaches the handler."""
 
     __slots__ = (
+        "active",
         "branches",
         "clock",
         "closed",
+        "deadline",
         "in_threads",
         "interrupt",
         "journal",
@@ -73,7 +113,11 @@ class Execution:
         "noticed",
         "outcome",
         "owner",
+        "parking",
+        "patches",
+        "pausing",
         "replaying",
+        "retry",
         "run",
         "settled",
         "started",
@@ -81,6 +125,8 @@ class Execution:
         "tasks",
         "threads",
         "transactions",
+        "waiting",
+        "waits",
     )
 
     def __init__(
@@ -92,8 +138,11 @@ class Execution:
         threads: Threads,
         tasks: BranchTasks,
         owner: Owner,
+        retry: Retry = Retry.NEVER,
     ) -> None:
         self.run = run
+        self.retry = retry
+        """The policy of the run's own attempts, unless its start says something else."""
         self.journal = journal
         self.transactions = transactions
         self.threads = threads
@@ -121,6 +170,19 @@ class Execution:
         """Make the handler notice that it is closed."""
         self.clock: RunClock | None = None
         self.started = time.monotonic()
+        self.active = 0
+        """Operations under way that do not just wait."""
+        self.waiting: set[asyncio.Task[Any]] = set()
+        """The tasks that are blocked in a durable wait."""
+        self.waits: RunWaits | None = None
+        if run.claimed.waits or run.claimed.mail:
+            self.open_waits()
+        self.pausing = False
+        """Somebody pauses the run: it leaves at its next operation."""
+        self.parking: asyncio.TimerHandle | None = None
+        """The next look whether it can be parked."""
+        self.deadline: asyncio.TimerHandle | None = None
+        self.patches: dict[str, bool] = {}
 
     # ---- its end
 
@@ -133,6 +195,9 @@ class Execution:
 
     def close(self) -> None:
         self.closed = True
+        for timer in (self.parking, self.deadline):
+            if timer is not None:
+                timer.cancel()
         if self.branches.turns is not None:
             self.branches.turns.close()
 
@@ -152,15 +217,28 @@ class Execution:
             HandlerUseError: The task is no branch of this run, or is inside a step's body.
         """
         here = self.tasks.here(self.branches)
+        if self.pausing:
+            self.leave_for_pause()
         if self.closed:
             raise ClosedError
         return here
+
+    def pause(self) -> None:
+        """Somebody pauses the run: operations that are under way end, and no other one begins."""
+        self.pausing = True
+        if not self.active and self.waiting:
+            self.leave_for_pause()
+
+    def leave_for_pause(self) -> None:
+        """Give the run back; the request, which is stored, pauses it."""
+        self.stop(Released())
 
     def enter(self) -> Branch:
         """Begin an operation in the calling task; raises as `here` does."""
         branches = self.branches
         here = self.here()
         here.busy = True
+        self.active += 1
         if branches.others and here.task is not None:
             branches.loose.discard(here.task)
             if branches.turns is not None:
@@ -169,8 +247,46 @@ class Execution:
 
     def leave(self, here: Branch) -> None:
         here.busy = False
+        self.active -= 1
+        if self.waiting and not self.active:
+            self.comes_to_rest()
         if self.branches.others and here.task is not None:
             self.branches.loose.add(here.task)
+
+    def comes_to_rest(self) -> None:
+        """All that goes on in the run's operations is waiting."""
+        if self.pausing:
+            self.leave_for_pause()
+        elif not self.closed:
+            self.owner.rests(self)
+
+    def open_waits(self) -> RunWaits:
+        """The run's waits and mail."""
+        if self.waits is None:
+            self.waits = RunWaits(
+                self.run,
+                self.journal,
+                self.loop,
+                self._keep_wait,
+                changed=lambda: self.owner.waits_changed(self),
+                look=self.owner.look,
+            )
+        return self.waits
+
+    def _keep_wait(self, kept: Kept, key: str) -> int | None:
+        """Queue what ended a wait: it has its seq now, and the handler has it when it is stored."""
+        if self.closed or self.run.lost:
+            return None
+        seq = self.journal.keep(self.run, kept.kind, key, kept.value, meta=self.meta(kept.kind, kept.of))
+        self.run.assigned.add(seq)
+        return seq
+
+    def handed_out(self, seq: int) -> None:
+        """The handler has this life's outcome, or will not have it."""
+        self.run.assigned.discard(seq)
+        if self.branches.turns is not None:
+            self.branches.turns.stir()
+            self.branches.turns.nudge()
 
     async def take_turn(self, place: int, *, insist: bool = False) -> None:
         """
@@ -182,8 +298,8 @@ class Execution:
         while True:
             if branches.others and branches.turns is not None:
                 await branches.turns.take(place, insist=insist)
-            # What is committed has its seq, below that of the transaction which holds the gate now.
-            if run.gate is None or place <= COMMITTED:
+            # What has its seq has it from before the transaction that holds the gate now.
+            if run.gate is None or place < LIVE:
                 break
             try:
                 await run.gate.wait()
@@ -213,21 +329,46 @@ class Execution:
         if self.closed:
             raise ClosedError
 
-    def keep(
-        self, kind: Literal["s", "f", "x"], operation: Operation, key: str, branch: Branch, value: bytes, took_ms: int
-    ) -> None:
+    def keep(self, kind: RowKind, operation: Operation, key: str, branch: Branch, value: bytes, took_ms: int) -> None:
         """Queue an outcome. The gate is open, and it is this outcome's turn."""
         if self.run.lost:
             raise self.lose()
         branch.last = key
+        self.journal.keep(self.run, kind, key, value, took_ms=took_ms, meta=self.meta(kind, operation))
+
+    def meta(self, kind: RowKind, operation: str) -> bytes:
+        """The column `meta` of the run's next row: nearly always empty."""
         nows = self.clock.take_pending() if self.clock is not None else None
-        if kind == "s" and not nows:
-            self.journal.keep(self.run, "s", key, value, took_ms=took_ms)
-        else:
-            meta = RowMeta(operation if kind != "s" else "s", nows or {}).encode()
-            self.journal.keep(self.run, kind, key, value, took_ms=took_ms, meta=meta)
+        if nows or kind in ("f", "x"):
+            return RowMeta(operation if kind in ("f", "x") else "s", nows or {}).encode()
+        return b""
+
+    def check_wait(self, key: str, kind: str, slot: str | None) -> None:
+        """
+        Refuse a wait that an earlier life has begun as another one.
+
+        Raises:
+            ReplayMismatch: The code waits for something else than is stored.
+        """
+        stored = None if self.waits is None else self.waits.stored(key)
+        if stored is not None and (stored.kind, stored.slot) != (kind, slot):
+            found, wanted = (_WAITS.get(one, f"of kind {one!r}") for one in (stored.kind, kind))
+            slots = "" if stored.slot == slot else f" ({stored.slot} and {slot})"
+            mismatch = ReplayMismatch(f"{key!r} has begun as {found}, and is {wanted} in the code{slots}")
+            self.noticed = True
+            self.stop(Mismatched(mismatch.reason))
+            raise mismatch
 
     # ---- values and errors
+
+    def retry_delay_s(self, error: BaseException) -> float | None:
+        """How long the run waits until its next attempt; None: this failure is final."""
+        terms = RunMeta.decode(self.run.claimed.meta).retry
+        retry = self.retry if terms is None else terms.retry()
+        attempt = self.run.claimed.attempt + 1
+        if not isinstance(error, Exception) or retry.gives_up(error, attempt) or is_final(error):
+            return None
+        return retry.delay_after(attempt, error).total_seconds()
 
     def encode(self, definition: StepDefinition, key: str, value: object) -> tuple[bytes, Any]:
         """
@@ -298,7 +439,13 @@ class Execution:
             )
 
     def _make_turns(self, branches: RunBranches) -> Turns:
-        return Turns(self.run.claimed.id, branches.loose, self.memo, self.tasks.rounds, self.loop)
+        claimed, assigned = self.run.claimed, self.run.assigned
+        return Turns(claimed.id, branches.loose, self.memo, assigned, self.tasks.rounds, self.loop)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether a step has failed with `NonRetryable`: that holds for the run, too."""
+    return isinstance(error, StepFailedError) and error.error.kind == kind_of(NonRetryable)
 
 
 def _nothing() -> None:

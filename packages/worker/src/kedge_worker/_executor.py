@@ -9,17 +9,20 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from kedge.failures import encode_error
+from kedge.errors import ErrorInfo, RunDeadlineError
+from kedge.failures import encode_error, kind_of
 from kedge_worker._branches import BranchTasks
 from kedge_worker._execution import Execution
 from kedge_worker._handling import UNWINDING_S, current_task, end_leftovers, handle, handle_in_thread, outcome_of
-from kedge_worker._outcomes import Cancelled, End, GiveBack, Mismatched, Outcome, Raised, Released, Returned, next_move
+from kedge_worker._outcomes import Cancelled, End, Mismatched, Outcome, Parked, Raised, Released, Returned, next_move
+from kedge_worker._parking import Parking
 from kedge_worker._runs import ClaimedRun, Journal, LiveRun, Transactions
 from kedge_worker._threads import Threads
 
 if TYPE_CHECKING:
     from kedge_worker._registry import Registry
     from kedge_worker._transactions import InThread
+    from kedge_worker._waits import RunWaits
     from kedge_worker._workflows import Workflow
 
 _log: Final = logging.getLogger("kedge.worker")
@@ -36,6 +39,8 @@ class Executor:
         registry: The handlers.
         threads: Sync steps at once; and as many sync handlers, each of which holds a thread for its whole life.
         on_free: Called when a run has left memory.
+        linger_s: How long a run that only waits stays in memory.
+        look: Called when there may be mail for a run that waits.
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class Executor:
         *,
         threads: int,
         on_free: Callable[[], None] | None = None,
+        linger_s: Callable[[], float] = lambda: 0.0,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self.runs: dict[UUID, LiveRun] = {}
         """Every run that this worker owns as far as it knows: executed, unwinding, or with its move on the way."""
@@ -55,6 +62,10 @@ class Executor:
         self._handler_threads = Threads(threads, name="kedge-handler")
         self._transactions = transactions(self._step_threads.run)
         self._on_free = on_free
+        self._parking = Parking(linger_s)
+        self.look = look
+        self.waiting: dict[UUID, RunWaits] = {}
+        """The runs in memory that wait for mail or times."""
         self._branches: BranchTasks | None = None
         self._resources = contextlib.ExitStack()
         self._executions: dict[LiveRun, Execution] = {}
@@ -81,9 +92,11 @@ class Executor:
         run = LiveRun(claimed, claimed.next_seq)
         self.runs[claimed.id] = run
         workflow = self._registry.get(claimed.workflow)
-        if claimed.cancel_asked:
+        if claimed.request == "x":
             self._move(run, Cancelled(claimed.reason))
-        elif self._leaving or self._branches is None:
+        elif claimed.request == "d":
+            self._move(run, _out_of_time())
+        elif claimed.request or self._leaving or self._branches is None:
             self._move(run, Released())
         elif workflow is None:
             self._move(run, Mismatched(f"this worker has no handler for workflow {claimed.workflow!r}"))
@@ -91,10 +104,22 @@ class Executor:
             self._execute(run, workflow, self._branches)
         return run
 
-    def ask_cancel(self, run_id: UUID, reason: str | None) -> None:
-        """Somebody wants the run to end: its handler unwinds. One that has ended meanwhile stays ended."""
+    def ask(self, run_id: UUID, request: str, reason: str | None) -> None:
+        """
+        Somebody wants the run to end or to pause, or its time is up. One that has ended meanwhile stays ended.
+
+        Args:
+            run_id: Which.
+            request: `x` cancel, `d` deadline, `s` pause.
+            reason: For people.
+        """
         if execution := self._execution(run_id):
-            execution.stop(Cancelled(reason))
+            if request == "x":
+                execution.stop(Cancelled(reason))
+            elif request == "d":
+                execution.stop(_out_of_time())
+            else:
+                execution.pause()
 
     def fail(self, run: LiveRun, error: Exception) -> None:
         """The database refuses this run's data: it ends failed."""
@@ -161,8 +186,11 @@ class Executor:
             threads=self._step_threads,
             tasks=branches,
             owner=self,
+            retry=workflow.retry,
         )
         self._executions[run] = execution
+        if run.claimed.deadline_s is not None:
+            execution.deadline = loop.call_later(run.claimed.deadline_s, execution.stop, _out_of_time())
         # Not through the factory: that of the application may begin tasks eagerly, and a claim must not run handlers.
         if workflow.is_async:
             task = asyncio.Task(self._run(execution, handle(execution, workflow)), loop=loop)
@@ -194,7 +222,7 @@ class Executor:
             outcome = execution.outcome
         execution.outcome = outcome
         if not run.lost and not execution.moved:
-            if execution.in_threads and isinstance(next_move(outcome), GiveBack):
+            if execution.in_threads and not isinstance(next_move(outcome), End):
                 return  # whoever gets the run would begin what still runs here; see threads_ended
             execution.moved = True
             self._move(run, outcome)
@@ -204,6 +232,16 @@ class Executor:
         if current_task() is not execution.task:
             execution.interrupt()
         execution.loop.call_later(UNWINDING_S, self._insist, execution)
+
+    def rests(self, execution: Execution) -> None:
+        self._parking.rests(execution)
+
+    def waits_changed(self, execution: Execution) -> None:
+        run_id, waits = execution.run.claimed.id, execution.waits
+        if waits is not None and waits.open and not execution.closed:
+            self.waiting[run_id] = waits
+        elif waits is not None and self.waiting.get(run_id) is waits:
+            del self.waiting[run_id]
 
     def threads_ended(self, execution: Execution) -> None:
         task, outcome = execution.task, execution.outcome
@@ -243,6 +281,7 @@ class Executor:
     def _leave(self, execution: Execution) -> None:
         run = execution.run
         del self._executions[run]
+        self.waits_changed(execution)
         if run.lost or execution.settled:
             self._free(run)
         if not self._executions and self._quiet is not None and not self._quiet.done():
@@ -282,10 +321,16 @@ class Executor:
             self._quiet = None
 
 
+def _out_of_time() -> Raised:
+    info = ErrorInfo(kind_of(RunDeadlineError), "the run has not ended within its timeout")
+    return Raised(encode_error(info))
+
+
 _DONE: Final = {
     Returned: "completed",
     Raised: "failed",
     Cancelled: "cancelled",
+    Parked: "parked",
     Released: "given back",
     Mismatched: "put off",
 }
@@ -293,6 +338,8 @@ _DONE: Final = {
 
 def _log_move(run: LiveRun, outcome: Outcome) -> None:
     level = logging.WARNING if isinstance(outcome, Raised | Mismatched) else logging.INFO
+    if isinstance(outcome, Parked):
+        level = logging.DEBUG
     if _log.isEnabledFor(level):
         claimed = run.claimed
         _log.log(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kedge_worker._claims import ClaimAnswer, ClaimRequest
     from kedge_worker._leased_store import LeasedStore
     from kedge_worker._outcomes import Move, RowKind
+    from kedge_worker._side_writes import SideWrite
 
 _log: Final = logging.getLogger("kedge.worker")
 
@@ -83,6 +84,15 @@ class Flusher:
         run.batch = batch
         self._wake.set()
         return seq
+
+    def add(self, run: LiveRun, side: SideWrite, *values: object, size: int = 100) -> None:
+        # What was queued for the run just before stands in the last batch, even if that is full by now.
+        last = self._queue[-1]
+        batch = last if run.batch is last else self._gathering()
+        batch.add(side, run, values)
+        batch.size += size
+        run.batch = batch
+        self._wake.set()
 
     def _gathering(self) -> Batch:
         batch = self._queue[-1]
@@ -294,6 +304,11 @@ class Flusher:
             foreign = any(epoch != run.claimed.epoch for epoch in standing.rows.values())
             if standing.mine and not foreign:
                 again.rows += missing
+                if len(missing) == len(rows):  # what rides with rows is stored when they are; else it may be repeated
+                    for side, entries in batch.sides.items():
+                        for one, values in entries:
+                            if one is run:
+                                again.add(side, run, values)
                 if run in moves:
                     again.moves.append((run, moves[run]))
             elif run in moves and standing.epoch == run.claimed.epoch and not missing and not foreign:
@@ -354,7 +369,7 @@ class Flusher:
     async def _narrow_down(self, error: PostgresError, batch: Batch) -> Batch:
         """An error about data: halve the batch down to the one run that fails alone."""
         left = await self._settle_or_reconnect(batch)  # what failed may be a bell behind the commit
-        if len(left.rows) + len(left.moves) < len(batch.rows) + len(batch.moves):
+        if left.weight() < batch.weight():
             return left
         batch, runs = left, left.runs()
         if len(runs) > 1:
@@ -367,8 +382,7 @@ class Flusher:
         run.batch = None
         # What is queued behind it stands on what was refused; only as failed can the run end.
         for queued in self._queue:
-            queued.rows = [row for row in queued.rows if row.run is not run]
-            queued.moves = [(one, move) for one, move in queued.moves if one is not run or _is_failure(move)]
+            queued.drop(lambda one: one is run, keep_move=_is_failure)
         self._events.refused(run, error)
         batch.wake()
         return _NOTHING

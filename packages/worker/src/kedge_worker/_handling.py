@@ -106,4 +106,5 @@ def outcome_of(error: BaseException, execution: Execution) -> Outcome:
         if task is not None and task.cancelling():
             # Not by the executor. Perhaps the event loop is about to end; perhaps the handler did it itself.
             return Mismatched("the handler's task was cancelled, and not by kedge")
-    return Raised(encode_error(error, key=error.key if isinstance(error, StepError) else None))
+    encoded = encode_error(error, key=error.key if isinstance(error, StepError) else None)
+    return Raised(encoded, execution.retry_delay_s(error))

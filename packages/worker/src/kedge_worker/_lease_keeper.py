@@ -43,7 +43,7 @@ class LeaseKeeper:
         schema: str,
         lease_s: float,
         lost: Callable[[str], None],
-        asked: Callable[[UUID, str | None], None],
+        asked: Callable[[UUID, str, str | None], None],
     ) -> None:
         self._conninfo = conninfo
         self._beat = render(BEAT, schema).encode()
@@ -151,5 +151,6 @@ class LeaseKeeper:
             return
         self._accepted_at = sent_at
         for _, run_id, _, request, reason in rows:
-            if request == "x":
-                loop.call_soon_threadsafe(self._asked, cast("UUID", run_id), cast("str | None", reason))
+            if request is not None:
+                asked = (cast("UUID", run_id), str(request), cast("str | None", reason))
+                loop.call_soon_threadsafe(self._asked, *asked)

@@ -13,9 +13,10 @@ import psycopg
 import kedge_worker._binary as _binary
 from kedge.schema import render
 from kedge_worker._claims import ClaimAnswer, ClaimRequest, read_claim
-from kedge_worker._outcomes import End, GiveBack
+from kedge_worker._outcomes import End, GiveBack, Park, RetryLater
 from kedge_worker._pipeline import Call, CutError, Pipeline, Statement, int_of, value_of
 from kedge_worker._runs import Batch, LiveRun, Row
+from kedge_worker._side_writes import SIDE_WRITES
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
     CLAIM,
@@ -26,8 +27,12 @@ from kedge_worker._statements import (
     NOTIFY_IF_ENDED,
     NOTIFY_WATCHERS,
     OWNED,
+    PARK,
     READ_CLAIMED,
+    READ_MAIL,
+    READ_WAITS,
     RELEASE,
+    RETRY_LATER,
     RING_LANES,
     SERVER_LIFE,
     SETTLE_ROWS,
@@ -45,8 +50,13 @@ _STATEMENTS: Final = {
     "HOLD_WORKER": HOLD_WORKER,
     "CLAIM": CLAIM,
     "READ_CLAIMED": READ_CLAIMED,
+    "READ_WAITS": READ_WAITS,
+    "READ_MAIL": READ_MAIL,
     "KEEP": KEEP,
+    **{side.name: side.sql for side in SIDE_WRITES},
     "END": END,
+    "PARK": PARK,
+    "RETRY_LATER": RETRY_LATER,
     "RELEASE": RELEASE,
     "LOCK_MOVING": LOCK_MOVING,
     "NOTIFY_WATCHERS": NOTIFY_WATCHERS,
@@ -139,37 +149,32 @@ class LeasedStore:
         With `only` (the careful form, inside the transaction that `lock_moving` opened) no BEGIN is sent.
         """
         calls = [] if only is not None else [Call(self._begin), self._hold]
-        kept_at = moved_at = None
-        released_at = claimed_at = None
+        kept_at = None
         if batch.rows:
             kept_at = len(calls)
             calls.append(self._keep(batch.rows))
-        ends = [(run, move) for run, move in batch.moves if isinstance(move, End)]
-        if ends:
-            moved_at = len(calls)
-            calls.append(self._end(ends, batch.rows))
-        releases = [(run, move) for run, move in batch.moves if isinstance(move, GiveBack)]
-        if releases:
-            released_at = len(calls)
-            calls.append(self._release(releases))
-        calls.append(Call(self._commit))
+        calls += self._sides(batch)
+        first_move = len(calls)
+        calls += self._moves(batch)
         committed_at = len(calls)
-        if not batch.rows and not batch.moves and only is None:
+        calls.append(Call(self._commit))
+        writes = bool(batch) or only is not None
+        if not writes:
             calls.clear()
+        claimed_at = len(calls) + 2
         if claim is not None:
-            claimed_at = len(calls) + 2
             calls += self._claim(claim)
         # Last, and in no transaction that writes data: NOTIFY holds one lock of the whole server across its commit.
-        calls += self._bells(ends, releases)
+        calls += self._bells(batch)
         results = await self._roundtrip(calls)
-        if batch.moves or batch.rows or only is not None:
-            _check_commit(results[committed_at - 1])
+        if writes:
+            _check_commit(results[committed_at])
         return FlushAnswer(
             kept=(results[kept_at].command_tuples or 0) if kept_at is not None else 0,
-            moved=sum(int_of(results[at], 0, 0) for at in (moved_at, released_at) if at is not None),
-            claim=read_claim(claim, results[claimed_at], results[claimed_at + 2])
-            if claim is not None and claimed_at is not None
-            else None,
+            moved=sum(int_of(results[at], 0, 0) for at in range(first_move, committed_at)) if writes else 0,
+            claim=None
+            if claim is None
+            else read_claim(claim, results[claimed_at], *results[claimed_at + 2 : claimed_at + 5]),
         )
 
     async def notify_ended(self, runs: Sequence[LiveRun]) -> None:
@@ -264,6 +269,55 @@ class LeasedStore:
             ),
         )
 
+    def _sides(self, batch: Batch) -> Iterator[Call]:
+        if batch.sides:
+            for side in SIDE_WRITES:
+                if entries := batch.sides.get(side):
+                    runs = [run.claimed for run, _ in entries]
+                    whose = (_binary.uuids([run.id.bytes for run in runs]), _binary.ints([run.epoch for run in runs]))
+                    columns = side.parameters([values for _, values in entries])
+                    yield Call(self._statements[side.name], (self._worker, *whose, *columns))
+
+    def _moves(self, batch: Batch) -> Iterator[Call]:
+        if ends := [(run, move) for run, move in batch.moves if isinstance(move, End)]:
+            yield self._end(ends, batch.rows)
+        if len(ends) == len(batch.moves):
+            return
+        if parks := [(run, move) for run, move in batch.moves if isinstance(move, Park)]:
+            yield self._park(parks)
+        if retries := [(run, move) for run, move in batch.moves if isinstance(move, RetryLater)]:
+            yield self._retry_later(retries)
+        if releases := [(run, move) for run, move in batch.moves if isinstance(move, GiveBack)]:
+            yield self._release(releases)
+
+    def _park(self, parks: Sequence[tuple[LiveRun, Park]]) -> Call:
+        stale = [(run.claimed.id.bytes, key) for run, move in parks for key in move.stale]
+        return Call(
+            self._statements["PARK"],
+            (
+                self._worker,
+                _binary.uuids([run.claimed.id.bytes for run, _ in parks]),
+                _binary.ints([run.claimed.epoch for run, _ in parks]),
+                _binary.ints([run.next_seq - 1 for run, _ in parks]),
+                _binary.uuids([run for run, _ in stale]),
+                _binary.texts([key for _, key in stale]),
+            ),
+        )
+
+    def _retry_later(self, retries: Sequence[tuple[LiveRun, RetryLater]]) -> Call:
+        return Call(
+            self._statements["RETRY_LATER"],
+            (
+                self._worker,
+                _binary.uuids([run.claimed.id.bytes for run, _ in retries]),
+                _binary.ints([run.claimed.epoch for run, _ in retries]),
+                _binary.floats([move.delay_s for _, move in retries]),
+                _binary.byteas([move.error for _, move in retries]),
+                _binary.texts([None for _ in retries]),
+                _binary.ints([run.next_seq - 1 for run, _ in retries]),
+            ),
+        )
+
     def _end(self, ends: Sequence[tuple[LiveRun, End]], rows: Sequence[Row]) -> Call:
         first: dict[LiveRun, int] = {}
         count: dict[LiveRun, int] = {}
@@ -306,18 +360,23 @@ class LeasedStore:
         arrays = (_binary.uuids(ids), _binary.ints(epochs), _binary.floats(delays), _binary.texts(reasons))
         return Call(self._statements["RELEASE"], (self._worker, *arrays, _binary.ints(last)))
 
-    def _bells(
-        self, ends: Sequence[tuple[LiveRun, End]], releases: Sequence[tuple[LiveRun, GiveBack]]
-    ) -> Iterator[Call]:
-        if ends:
-            ids = _binary.uuids([run.claimed.id.bytes for run, _ in ends])
-            yield Call(self._statements["NOTIFY_WATCHERS"], (ids,))
-        if releases:
-            ids = _binary.uuids([run.claimed.id.bytes for run, _ in releases])
-            yield Call(self._statements["NOTIFY_IF_ENDED"], (ids,))
-            lanes = {(run.claimed.queue, run.claimed.workflow) for run, move in releases if not move.delay_s}
-            queues, workflows = [queue for queue, _ in lanes], [workflow for _, workflow in lanes]
-            yield Call(self._statements["RING_LANES"], (_binary.texts(queues), _binary.texts(workflows)))
+    def _bells(self, batch: Batch) -> Iterator[Call]:
+        if not batch.moves:
+            return
+        ended = [run.claimed.id.bytes for run, move in batch.moves if isinstance(move, End)]
+        if ended:
+            yield Call(self._statements["NOTIFY_WATCHERS"], (_binary.uuids(ended),))
+        if len(ended) == len(batch.moves):
+            return
+        rest = [run.claimed.id.bytes for run, move in batch.moves if not isinstance(move, End)]
+        yield Call(self._statements["NOTIFY_IF_ENDED"], (_binary.uuids(rest),))
+        lanes = {
+            (run.claimed.queue, run.claimed.workflow)
+            for run, move in batch.moves
+            if isinstance(move, GiveBack | RetryLater) and move.delay_s <= 0
+        }
+        queues, workflows = [queue for queue, _ in lanes], [workflow for _, workflow in lanes]
+        yield Call(self._statements["RING_LANES"], (_binary.texts(queues), _binary.texts(workflows)))
 
     def _claim(self, claim: ClaimRequest) -> tuple[Call, ...]:
         lanes = list(claim.floors)
@@ -330,6 +389,7 @@ class LeasedStore:
                 _binary.ints([rank for rank, _ in claim.floors.values()]),
                 _binary.bigints([seq for _, seq in claim.floors.values()]),
                 _binary.int4(claim.limit),
+                _binary.optional_floats([claim.timeouts.get(lane) for lane in lanes]) if claim.timeouts else None,
             ),
         )
         return (
@@ -338,6 +398,8 @@ class LeasedStore:
             take,
             Call(self._commit),
             Call(self._statements["READ_CLAIMED"]),
+            Call(self._statements["READ_WAITS"]),
+            Call(self._statements["READ_MAIL"]),
         )
 
 

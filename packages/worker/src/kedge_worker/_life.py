@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
+from kedge_worker._attendant import Attendant
 from kedge_worker._claimer import Claimer
 from kedge_worker._claims import ClaimAnswer, ClaimRequest
 from kedge_worker._courier import Courier
@@ -41,6 +42,7 @@ _COMPARE_PERIOD_S: Final = 30.0
 _DRAIN_S: Final = 5.0
 _WAKE_UP_S: Final = 1.0
 _RING_PERIOD_S: Final = 0.02
+_PARK_LINGER_S: Final = 0.1
 
 T = TypeVar("T")
 
@@ -72,7 +74,10 @@ class Life:
             registry,
             threads=settings.threads,
             on_free=self._slot_freed,
+            linger_s=self._linger_s,
+            look=self._look,
         )
+        self._attendant = Attendant(self.store, self.executor.waiting)
         self.claimer = Claimer(
             self.store,
             queues=settings.queues,
@@ -80,12 +85,15 @@ class Life:
             free=self._free,
             poke=self._flusher.poke,
             poll_s=(settings.poll_s * 0.8, settings.poll_s),
+            timeouts=registry.timeouts_s,
         )
         self.courier = Courier(
             self.store,
             worker_id=self.id,
-            ask_cancel=self.executor.ask_cancel,
+            ask=self.executor.ask,
             sorted_some=self.claimer.ring,
+            has_mail=self._look,
+            takes=self.claimer.takes,
         )
         self._keeper = LeaseKeeper(
             settings.beat_conninfo(),
@@ -93,13 +101,14 @@ class Life:
             schema=settings.schema,
             lease_s=settings.lease_s,
             lost=self._lease_lost,
-            asked=self.executor.ask_cancel,
+            asked=self.executor.ask,
         )
         self.sweeper = Sweeper(self.store, may_take_back=lambda: self._keeper.may_take_back, found=self.claimer.ring)
         self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
         self._tasks: list[asyncio.Task[None]] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.finished_runs = 0
+        self._serves = False
         self.progress = asyncio.Event()
         self.limit: int | None = None
         self._rang_at = 0.0
@@ -128,6 +137,8 @@ class Life:
         self._spawn(self._flusher.run(), "flusher")
         await self.courier.sort_all()  # a cancel that was accepted before must not be overtaken by a claim
         self._spawn(self._compare(), "compare")
+        self._spawn(self._attendant.run(), "attendant")
+        self._serves = serve
         if serve:
             self._spawn(self.courier.run(), "courier")
             self._spawn(self.sweeper.run(), "sweeper")
@@ -217,6 +228,13 @@ class Life:
     def _free(self, ending: int) -> int:
         free = self._settings.concurrency - len(self.executor.runs) + ending
         return free if self.limit is None else min(free, self.limit)
+
+    def _linger_s(self) -> float:
+        """How long a run that waits stays: mail that comes at once finds it, unless others want its slot."""
+        return _PARK_LINGER_S if self._serves and not self.claimer.is_full else 0.0
+
+    def _look(self) -> None:
+        self._attendant.ring()
 
     def _slot_freed(self) -> None:
         self.progress.set()

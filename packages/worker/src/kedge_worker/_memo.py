@@ -48,12 +48,14 @@ class Memo:
     else goes on.
     """
 
-    __slots__ = ("_by_key", "_interrupting", "_place", "_rows", "_skipped")
+    __slots__ = ("_by_key", "_interrupting", "_place", "_rows", "_skipped", "patches")
 
     def __init__(self, rows: Sequence[MemoRow]) -> None:
         self._rows = rows
         # Of two rows with one key the later one counts: an interrupted transaction may have been committed before.
-        self._by_key = {row.key: row for row in rows}
+        self._by_key = {row.key: row for row in rows if row.kind != "k"}
+        self.patches = frozenset(row.key for row in rows if row.kind == "k")
+        """The changes of the code that this run has been told to have: no outcomes, and in nobody's way."""
         self._place = 0
         self._skipped = 0
         self._interrupting: set[int] = set()

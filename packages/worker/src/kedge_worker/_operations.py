@@ -8,22 +8,25 @@ import inspect
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeGuard, TypeVar, cast
 
 from kedge.errors import PayloadError
 from kedge_worker._branches import call_in_step, operation
 from kedge_worker._outcomes import Mismatched
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._transaction_body import TransactionBody
-from kedge_worker._turns import COMMITTED, LIVE
+from kedge_worker._runs import MemoRow
+from kedge_worker._side_writes import CLOSE_WAITS
+from kedge_worker._turns import LIVE
 
 if TYPE_CHECKING:
     from kedge_worker._branches import Branch
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._execution import Execution, Operation
     from kedge_worker._memo import Memo
-    from kedge_worker._runs import MemoRow
+    from kedge_worker._waits import Served, Wait
 
 T = TypeVar("T")
 
@@ -31,6 +34,11 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _LONG_S: Final = 60.0
 """After so long a replay that waits says so, once."""
+
+_WAITS: Final = frozenset({"e", "d", "p", "u", "c", "n"})
+"""Operations that may have an open wait."""
+
+_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _STOPS: Final = (ClosedError, LeaseLostError, ReplayMismatch, GeneratorExit)
 """Not of the body: the engine's, or the end of the coroutine itself."""
@@ -62,7 +70,7 @@ class Operations:
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
-                return await self._replay(row, "s", branch, definition, here)
+                return await self._replay(row, "s", branch, here, definition)
             execution.replaying = False
             run = execution.run
             started = time.monotonic()
@@ -105,13 +113,16 @@ class Operations:
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
-                return await self._replay(row, "t", branch, definition, here)
+                return await self._replay(row, "t", branch, here, definition)
             execution.replaying = False
             started = time.monotonic()
             body = TransactionBody(execution, key, definition, fn, args)
             run_body = body.in_loop if definition.is_async else body.in_thread
+            meta = functools.partial(execution.meta, "t", "t")
             try:
-                await execution.transactions.run(execution.run, key, run_body, sync=not definition.is_async)
+                seq = await execution.transactions.run(
+                    execution.run, key, run_body, sync=not definition.is_async, meta=meta
+                )
             except asyncio.CancelledError as error:
                 if _cancellations() or execution.closed:
                     await self._interrupted("t", key, branch)
@@ -123,18 +134,86 @@ class Operations:
                 raise
             except BaseException as error:  # noqa: BLE001  # as in a step
                 await self._fail(error, "t", key, branch, definition, started, of_value=body.returned)
-            if execution.branches.others:
-                try:
-                    await execution.take_turn(COMMITTED)
-                except asyncio.CancelledError:
-                    await self._interrupted("t", key, branch)
-                    raise
-            if execution.closed:
-                raise ClosedError
-            branch.last = key
+            await self._hand_out(seq, "t", key, branch)
             return body.value
         finally:
             execution.leave(here)
+
+    @operation
+    async def wait(self, wait: Wait, of: Operation, branch: Branch, recall: Callable[[MemoRow], T]) -> T:
+        """Wait for mail or a time; `recall` makes the value, or raises, of the row that ends the wait."""
+        execution = self._execution
+        here = execution.enter()
+        try:
+            if execution.memo is not None and (row := execution.memo.get(wait.key)) is not None:
+                return cast("T", await self._replay(row, of, branch, here, recall))
+            execution.replaying = False
+            served = await self.serve(wait, of, branch)
+            return self.outcome(served, wait.key, recall)
+        finally:
+            execution.leave(here)
+
+    async def serve(self, wait: Wait, of: Operation, branch: Branch) -> Served:
+        """Begin the wait and answer what ends it; that is stored by then, and it is its turn to be handed out."""
+        execution = self._execution
+        execution.check_wait(wait.key, wait.kind, wait.slot)
+        waits = execution.open_waits()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  # this is a coroutine
+        served: Served | None = None
+        is_stored = waits.begin(wait)
+        assert wait.future is not None  # noqa: S101  # it has begun
+        execution.active -= 1
+        execution.waiting.add(task)
+        try:
+            try:
+                if not execution.active:
+                    execution.comes_to_rest()
+                if not is_stored:
+                    await execution.barrier()
+                stored = waits.stored(wait.key) if is_stored else None
+                waits.arm(wait, wait.delay_s if stored is None else waits.left_s(stored.left_s))
+                served = await wait.future
+            finally:
+                execution.active += 1
+                execution.waiting.discard(task)
+                waits.end(wait)
+            if served.kept is not None:
+                await execution.barrier()
+        except asyncio.CancelledError:
+            if not execution.closed:
+                if wait.future.done() and not wait.future.cancelled():
+                    execution.handed_out(wait.future.result().seq)
+                await self._interrupted(of, wait.key, branch)
+            raise
+        if served.kept is not None:
+            await self._hand_out(served.seq, of, wait.key, branch)
+        return served
+
+    def outcome(self, served: Served, key: str, recall: Callable[[MemoRow], T]) -> T:
+        """What the handler gets for the row that has ended a wait."""
+        assert served.kept is not None  # noqa: S101  # what goes on without a row is no outcome
+        kind, value, _ = served.kept
+        try:
+            return recall(MemoRow(served.seq, kind, key, value, b"", _NEVER))
+        except ReplayMismatch as mismatch:
+            self._execution.stop(Mismatched(mismatch.reason))
+            raise
+
+    async def _hand_out(self, seq: int, of: Operation, key: str, branch: Branch) -> None:
+        """Return when it is the turn of an outcome that has its seq already."""
+        execution = self._execution
+        try:
+            if execution.branches.others:
+                await execution.take_turn(seq)
+        except asyncio.CancelledError:
+            execution.handed_out(seq)
+            await self._interrupted(of, key, branch)
+            raise
+        execution.handed_out(seq)
+        if execution.closed:
+            raise ClosedError
+        branch.last = key
 
     def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
         execution = self._execution
@@ -142,7 +221,12 @@ class Operations:
         return execution.threads.run(functools.partial(call_in_step, fn, args), ended=execution.thread_ended)
 
     async def _replay(
-        self, row: MemoRow, operation: Operation, branch: Branch, definition: StepDefinition, here: Branch
+        self,
+        row: MemoRow,
+        operation: Operation,
+        branch: Branch,
+        here: Branch,
+        recall: StepDefinition | Callable[[MemoRow], Any],
     ) -> Any:
         execution, memo = self._execution, self._execution.memo
         assert memo is not None  # noqa: S101  # the row came from it
@@ -163,7 +247,7 @@ class Operations:
             branch.last = row.key
             if interruption is not None:
                 raise interruption
-            return execution.recall(row, definition)
+            return recall(row) if callable(recall) else execution.recall(row, recall)
         except ReplayMismatch as mismatch:
             execution.stop(Mismatched(mismatch.reason))
             raise
@@ -242,6 +326,8 @@ class Operations:
         await execution.take_turn(LIVE, insist=True)
         if not execution.closed:
             execution.keep("x", operation, key, branch, b"", 0)
+            if operation in _WAITS:
+                execution.journal.add(execution.run, CLOSE_WAITS, key)
 
 
 def _is_awaitable(value: object) -> TypeGuard[Awaitable[Any]]:

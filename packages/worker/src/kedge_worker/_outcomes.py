@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, assert_never
 
 EndStatus: TypeAlias = Literal["c", "f", "x"]
-RowKind: TypeAlias = Literal["s", "t", "f", "x"]
-"""Kinds of journal rows: step, transaction, failure handed to the handler, interrupted by the handler's own code."""
+RowKind: TypeAlias = Literal["s", "t", "f", "x", "e", "d", "p", "u", "c", "n", "m", "o", "k"]
+"""
+Kinds of journal rows: step, transaction, failure handed to the handler, interrupted by the handler's own code, event,
+sleep, poll, pause, a child's outcome, a child's start, a send, the first of several, a patch.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +22,10 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """The handler raised; the error is encoded."""
+    """The handler raised; the error is encoded. With a delay the run's policy has another attempt left."""
 
     error: bytes
+    retry_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +36,15 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """The run only waits: it leaves memory until something wakes it. Its code no longer asks for the stale waits."""
+
+    stale: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Released:
-    """The run goes on elsewhere or later: this worker shuts down."""
+    """The run goes on elsewhere or later: this worker shuts down, or somebody pauses the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +54,7 @@ class Mismatched:
     reason: str
 
 
-Outcome: TypeAlias = Returned | Raised | Cancelled | Released | Mismatched
+Outcome: TypeAlias = Returned | Raised | Cancelled | Parked | Released | Mismatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +75,22 @@ class GiveBack:
     reason: str | None = None
 
 
-Move: TypeAlias = End | GiveBack
+@dataclass(frozen=True, slots=True)
+class Park:
+    """To `waiting`, or back to the queue when what it waits for is there by now."""
+
+    stale: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """To `waiting` until the next attempt of the run."""
+
+    error: bytes
+    delay_s: float
+
+
+Move: TypeAlias = End | GiveBack | Park | RetryLater
 
 MISMATCH_DELAY_S = 30.0
 
@@ -74,10 +100,12 @@ def next_move(outcome: Outcome) -> Move:
     match outcome:
         case Returned(value):
             return End("c", output=value)
-        case Raised(error):
-            return End("f", error=error)
+        case Raised(error, retry_s):
+            return End("f", error=error) if retry_s is None else RetryLater(error, retry_s)
         case Cancelled(reason):
             return End("x", reason=reason)
+        case Parked(stale):
+            return Park(stale)
         case Released():
             return GiveBack()
         case Mismatched(reason):

@@ -29,6 +29,11 @@ class Registry:
         """What a worker may claim."""
         return tuple(self._by_name)
 
+    @property
+    def timeouts_s(self) -> dict[str, float]:
+        """Of workflows whose definition has one, in seconds."""
+        return {name: made.timeout.total_seconds() for name, made in self._by_name.items() if made.timeout is not None}
+
     def get(self, name: str) -> Workflow[Any, Any] | None:
         return self._by_name.get(name)
 

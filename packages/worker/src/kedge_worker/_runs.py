@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from uuid import UUID
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
     from kedge_worker._outcomes import Move, RowKind
+    from kedge_worker._side_writes import SideWrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,32 @@ class MemoRow:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredWait:
+    """A wait that an earlier life has begun. Times are what is left of them at the claim, in seconds."""
+
+    key: str
+    kind: str
+    slot: str | None
+    left_s: float | None
+    """Until it ends, or its next check begins, by itself; None: never."""
+    limit_s: float | None
+    """Of a poll: until its time is up."""
+    attempt: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """What was sent to a run and is not consumed yet."""
+
+    id: UUID
+    seq: int
+    """The order of arrival."""
+    slot: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedRun:
     """What a claim answers for one run; `memo` is in the order of seq and does not hold the input."""
 
@@ -36,7 +63,11 @@ class ClaimedRun:
     next_seq: int
     attempt: int
     crashes: int
-    cancel_asked: bool
+    request: str | None
+    rank: int
+    deadline_s: float | None
+    """Until its deadline, at the claim; None: it has none."""
+    is_observed: bool
     queue: str
     workflow: str
     resource: str | None
@@ -46,6 +77,8 @@ class ClaimedRun:
     created_at: datetime
     claimed_at: datetime
     memo: tuple[MemoRow, ...]
+    waits: tuple[StoredWait, ...] = ()
+    mail: tuple[Mail, ...] = ()
 
 
 class Waiter(Protocol):
@@ -58,20 +91,38 @@ class Waiter(Protocol):
 class Batch:
     """The journal writes that share one commit; `stored` once the commit is answered and settled."""
 
-    __slots__ = ("moves", "rows", "size", "stored", "waiters")
+    __slots__ = ("moves", "rows", "sides", "size", "stored", "waiters")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.moves: list[tuple[LiveRun, Move]] = []
+        self.sides: dict[SideWrite, list[tuple[LiveRun, tuple[Any, ...]]]] = {}
+        """What else rides along, by the statement that writes it."""
         self.size = 0
         self.stored = False
         self.waiters: list[Waiter] = []
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.moves)
+        return bool(self.rows or self.moves or self.sides)
+
+    def weight(self) -> int:
+        """How much there is to write."""
+        return len(self.rows) + len(self.moves) + sum(map(len, self.sides.values()))
 
     def runs(self) -> list[LiveRun]:
-        return list(dict.fromkeys([row.run for row in self.rows] + [run for run, _ in self.moves]))
+        runs = [row.run for row in self.rows] + [run for run, _ in self.moves]
+        return list(dict.fromkeys(runs + [run for entries in self.sides.values() for run, _ in entries]))
+
+    def add(self, side: SideWrite, run: LiveRun, values: tuple[Any, ...]) -> None:
+        """Let one entry of a side write ride along."""
+        self.sides.setdefault(side, []).append((run, values))
+
+    def drop(self, refused: Callable[[LiveRun], bool], *, keep_move: Callable[[Move], bool] = lambda _: False) -> None:
+        """Take out everything of some runs, except such moves."""
+        self.rows = [row for row in self.rows if not refused(row.run)]
+        self.moves = [(run, move) for run, move in self.moves if not refused(run) or keep_move(move)]
+        sides = {side: [entry for entry in entries if not refused(entry[0])] for side, entries in self.sides.items()}
+        self.sides = {side: entries for side, entries in sides.items() if entries}
 
     def split(self, first: Container[LiveRun]) -> tuple[Batch, Batch]:
         """Two batches in the place of this one, each run whole in one of them."""
@@ -80,6 +131,9 @@ class Batch:
             (one if row.run in first else other).rows.append(row)
         for run, move in self.moves:
             (one if run in first else other).moves.append((run, move))
+        for side, entries in self.sides.items():
+            for run, values in entries:
+                (one if run in first else other).add(side, run, values)
         self.hand_over(one, other)
         return one, other
 
@@ -88,6 +142,9 @@ class Batch:
         both = Batch()
         both.rows = self.rows + other.rows
         both.moves = self.moves + other.moves
+        for batch in (self, other):
+            for side, entries in batch.sides.items():
+                both.sides.setdefault(side, []).extend(entries)
         self.hand_over(both)
         other.hand_over(both)
         return both
@@ -123,6 +180,23 @@ class LiveRun:
     """The database refuses its data: nothing that is queued for it becomes durable, but its end."""
     gate: asyncio.Event | None = None
     """Held shut by a transactional step between its seq and its commit: no other outcome may take a seq meanwhile."""
+    assigned: set[int] = field(default_factory=set[int])
+    """Seqs of outcomes that are stored, or on their way, before the handler has them."""
+    gate_opened: Callable[[], None] | None = None
+    """What could not be kept meanwhile can be now."""
+    notes: int = 0
+    """Numbers what is written beside the journal, so that a repeated flush writes it once."""
+
+    def open_gate(self) -> None:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.set()
+            if self.gate_opened is not None:
+                self.gate_opened()
+
+    def take_note(self) -> int:
+        self.notes += 1
+        return self.notes
 
     def take_seq(self) -> int:
         seq = self.next_seq
@@ -150,6 +224,18 @@ class Journal(Protocol):
         """Queue one outcome and answer its seq; it is durable after `durable`. The run's gate must be open."""
         ...
 
+    def add(self, run: LiveRun, side: SideWrite, *values: Any, size: int = 100) -> None:
+        """
+        Queue what is written beside the journal, in the same transaction as the row that was queued just before.
+
+        Args:
+            run: Whose it is; it is written only while this worker owns it.
+            side: Which statement writes it.
+            values: Its columns behind the run's id and epoch.
+            size: About how many bytes it has.
+        """
+        ...
+
     async def durable(self, run: LiveRun) -> None:
         """
         Return when every queued row of this run is stored; at once when none is on its way.
@@ -168,11 +254,14 @@ class Journal(Protocol):
 class Transactions(Protocol):
     """What the context needs for transactional steps."""
 
-    async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
+    async def run(
+        self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool, meta: Callable[[], bytes] = ...
+    ) -> int:
         """
         Run the body on a connection of the application's pool and commit its effects together with its memo.
 
-        Answers the encoded value. The body gets the connection and returns the encoded value.
+        Answers the memo's seq, which stays in `run.assigned` until the handler has the value. The body gets the
+        connection and returns the encoded value; `meta` is asked for the memo's column of that name.
         """
         ...
 

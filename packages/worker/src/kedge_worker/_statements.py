@@ -36,14 +36,17 @@ BEAT: Final = """
 # First statement of every leased transaction.
 HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 
-# Takes up to $7 runs. Candidates are read without locks, a lane (queue, workflow) at a time from its floor on; then
+# Takes up to $6 runs. Candidates are read without locks, a lane (queue, workflow) at a time from its floor on; then
 # just these are locked, skipping what somebody else holds. When ready and due runs compete, neither kind gets
 # more than three quarters. A run with an unsorted cancel is left to the courier.
 # One row comes back even when nothing was claimed (its id is null), so that the ids always reach the setting
 # that READ_CLAIMED looks into: behind the commit, since a transaction that holds locks never sends payloads.
+# $7 are the timeouts of the lanes' definitions, null when none has one: a run that says nothing of its own gets it with
+# its first claim, counted from when it was due.
 CLAIM: Final = """
     with lanes as materialized (
-        select * from unnest($2::text[], $3::text[], $4::int[], $5::bigint[]) as l(queue, workflow, rank, seq)),
+        select * from unnest($2::text[], $3::text[], $4::int[], $5::bigint[], $7::float8[])
+                   as l(queue, workflow, rank, seq, timeout_s)),
     ready as materialized (
         select r.id, r.rank, r.seq as place
           from lanes l
@@ -76,14 +79,24 @@ CLAIM: Final = """
     claimed as (
         update kedge.runs r
            set state = 'r', worker_id = $1::uuid, epoch = r.epoch + 1, since = kedge.instant(), due_at = null,
-               started_at = coalesce(r.started_at, kedge.instant())
+               started_at = coalesce(r.started_at, kedge.instant()),
+               timeout_s = case when $7::float8[] is null or r.timeout_s is not null then r.timeout_s
+                                else (select l.timeout_s from lanes l
+                                       where l.queue = r.queue and l.workflow = r.workflow) end,
+               deadline_at = case when $7::float8[] is null or r.timeout_s is not null then r.deadline_at
+                                  else coalesce(r.due_at, r.since) + (
+                                       select make_interval(secs => l.timeout_s) from lanes l
+                                        where l.queue = r.queue and l.workflow = r.workflow) end
          where r.id = any (array(select id from locked))
         returning r.id, r.epoch, r.next_seq, r.attempt, r.crashes, r.rank, r.seq, r.since, r.request, r.queue,
-                  r.workflow, r.resource, r.reason),
+                  r.workflow, r.resource, r.reason, r.has_waits, r.is_observed, r.deadline_at),
     noted as (
-        select set_config('kedge_claim.ids', (select coalesce(array_agg(c.id), '{}')::text from claimed c), false))
+        select set_config('kedge_claim.ids', (select coalesce(array_agg(c.id), '{}')::text from claimed c), false),
+               set_config('kedge_claim.waiting', (
+                   select coalesce(array_agg(c.id) filter (where c.has_waits), '{}')::text from claimed c), false))
     select exists (select 1 from kedge.inbox), c.id, c.epoch, c.next_seq, c.attempt::int, c.crashes::int,
-           c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason, exists (select 1 from due)
+           c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason, exists (select 1 from due),
+           c.is_observed, extract(epoch from nullif(c.deadline_at, 'infinity') - kedge.clock())::float8
       from noted left join claimed c on true
      order by c.rank, c.seq
 """
@@ -93,6 +106,21 @@ READ_CLAIMED: Final = """
     select j.run_id, j.seq, j.kind, j.key, j.value, j.meta, j.at
       from unnest(current_setting('kedge_claim.ids')::uuid[]) as i(id)
      cross join lateral (select * from kedge.journal j where j.run_id = i.id order by j.seq offset 0) j
+"""
+
+# Of those that wait, or have been sent something: what is open, and what is unread.
+READ_WAITS: Final = """
+    select w.run_id, w.key, w.kind, extract(epoch from w.due_at - kedge.clock())::float8,
+           extract(epoch from w.until_at - kedge.clock())::float8, w.attempt, w.state, w.slot
+      from unnest(current_setting('kedge_claim.waiting')::uuid[]) as i(id)
+     cross join lateral (select * from kedge.waits w where w.run_id = i.id offset 0) w
+"""
+
+READ_MAIL: Final = """
+    select m.run_id, m.id, m.seq, m.slot, m.payload
+      from unnest(current_setting('kedge_claim.waiting')::uuid[]) as i(id)
+     cross join lateral (
+           select * from kedge.events e where e.run_id = i.id and e.consumed_seq is null order by e.seq offset 0) m
 """
 
 # ---- flush ------------------------------------------------------------------------------------------------------
@@ -114,6 +142,83 @@ END: Final = """
     select kedge.end_runs($1::uuid, $2::uuid[], $3::int[], $4::text[], $5::bytea[], $6::bytea[], $7::text[],
                           $8::int[], $9::int[], $10::int[])
 """
+
+# ---- what a flush writes beside rows and moves: $2 runs, $3 epochs, then its own columns --------------------------
+
+# A wait that begins, or whose next check or attempt is planned: that one has a higher number. A repeat moves nothing.
+OPEN_WAITS: Final = """
+    insert into kedge.waits (run_id, opened_at, due_at, until_at, attempt, need, kind, key, slot, group_key, state)
+    select x.run_id, kedge.instant(), coalesce(x.due_at, kedge.instant() + make_interval(secs => x.delay_s)),
+           kedge.instant() + make_interval(secs => x.limit_s), x.attempt, x.need, x.kind, x.key, x.slot, x.group_key,
+           x.state
+      from unnest($2::uuid[], $3::int[], $4::text[], $5::"char"[], $6::text[], $7::float8[], $8::timestamptz[],
+                  $9::float8[], $10::int[], $11::int[], $12::text[], $13::bytea[])
+           as x(run_id, epoch, key, kind, slot, delay_s, due_at, limit_s, attempt, need, group_key, state)
+     cross join lateral (
+           select 1 from kedge.runs r
+            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+    on conflict (run_id, key) do update
+       set due_at = excluded.due_at, attempt = excluded.attempt, kind = excluded.kind, state = excluded.state
+     where waits.attempt < excluded.attempt
+"""
+
+CLOSE_WAITS: Final = """
+    delete from kedge.waits
+     where ctid = any (array(
+           select w.ctid
+             from unnest($2::uuid[], $3::int[], $4::text[]) as x(run_id, epoch, key)
+            cross join lateral (
+                  select 1 from kedge.runs r
+                   where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+            cross join lateral (
+                  select w.ctid from kedge.waits w where w.run_id = x.run_id and w.key = x.key offset 0) w))
+"""
+
+# Mail that a journal row of this flush holds (its seq), or that nothing can be made of (0). The row stays, so that a
+# repeat of the letter is refused.
+CONSUME_MAIL: Final = """
+    update kedge.events e
+       set consumed_seq = m.seq, payload = ''
+      from (select x.seq, e.ctid
+              from unnest($2::uuid[], $3::int[], $4::int[], $5::uuid[]) as x(run_id, epoch, seq, id)
+             cross join lateral (
+                   select 1 from kedge.runs r
+                    where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid
+                   offset 0) fence
+             cross join lateral (
+                   select e.ctid from kedge.events e where e.run_id = x.run_id and e.id = x.id offset 0) e) m
+     where e.ctid = m.ctid and e.consumed_seq is null
+"""
+
+SEND_LETTERS: Final = """
+    insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload, sender)
+    select x.recipient, x.id, kedge.instant(), x.kind, x.slot, x.payload, x.sender
+      from unnest($2::uuid[], $3::int[], $4::"char"[], $5::uuid[], $6::uuid[], $7::text[], $8::bytea[], $9::uuid[])
+           as x(run_id, epoch, kind, recipient, id, slot, payload, sender)
+     cross join lateral (
+           select 1 from kedge.runs r
+            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+    on conflict do nothing
+"""
+
+KEEP_FAILURES: Final = """
+    insert into kedge.failures (run_id, at, epoch, n, attempt, took_ms, kind, key, error)
+    select x.run_id, kedge.instant(), x.epoch, x.n, x.attempt, x.took_ms, x.kind, x.key, x.error
+      from unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::int[], $7::"char"[], $8::text[], $9::bytea[])
+           as x(run_id, epoch, n, attempt, took_ms, kind, key, error)
+     cross join lateral (
+           select 1 from kedge.runs r
+            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+    on conflict do nothing
+"""
+
+# ---- moves --------------------------------------------------------------------------------------------------------
+
+PARK: Final = "select kedge.park_runs($1::uuid, $2::uuid[], $3::int[], $4::int[], $5::uuid[], $6::text[])"
+
+RETRY_LATER: Final = (
+    "select kedge.retry_later($1::uuid, $2::uuid[], $3::int[], $4::float8[], $5::bytea[], $6::text[], $7::int[])"
+)
 
 RELEASE: Final = "select kedge.release_runs($1::uuid, $2::uuid[], $3::int[], $4::float8[], $5::text[], $6::int[])"
 
@@ -176,7 +281,7 @@ OWNED: Final = "select r.id, r.epoch from kedge.runs r where r.worker_id = $1::u
 # run beyond its lease: from now on the session may stand idle for a third of it.
 KEEP_TRANSACTION: Final = """
     insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
-    select r.id, kedge.instant(), %(seq)s, r.epoch, %(took_ms)s, 't', %(key)s, %(value)s, ''
+    select r.id, kedge.instant(), %(seq)s, r.epoch, %(took_ms)s, 't', %(key)s, %(value)s, %(meta)s
       from (select id, epoch from kedge.runs
              where id = %(run)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s
                for no key update) r
@@ -212,7 +317,9 @@ NEXT_DUE: Final = """
             order by r.due_at limit 1) d
 """
 
-SORT_INBOX: Final = "select sorted, remaining, owners, ended from kedge.sort_inbox(%(limit)s)"
+SORT_INBOX: Final = """
+    select sorted, remaining, owners, ended, queues, workflows from kedge.sort_inbox(%(limit)s)
+"""
 FAIL_LETTER: Final = "select kedge.fail_letter(%(error)s)"
 HAS_MAIL: Final = "select exists (select 1 from kedge.inbox)"
 RING_WORKERS: Final = "select kedge.ring_workers(%(workers)s)"
@@ -220,7 +327,25 @@ RING: Final = "select kedge.ring_v1(%(queue)s, %(workflow)s)"
 NOTIFY_ENDED: Final = "select kedge.notify_watchers(%(runs)s)"
 
 REQUESTS: Final = """
-    select r.id, r.reason from kedge.runs r where r.worker_id = %(worker)s and r.state = 'r' and r.request = 'x'
+    select r.id, r.request::text, r.reason from kedge.runs r
+     where r.worker_id = %(worker)s and r.state = 'r' and r.request is not null
+"""
+
+# For runs in memory that wait: unread mail that is not known yet, and waits whose time has come.
+NEW_MAIL: Final = """
+    select m.run_id, m.id, m.seq, m.slot, m.payload
+      from unnest(%(runs)s::uuid[]) as i(id)
+     cross join lateral (
+           select * from kedge.events e
+            where e.run_id = i.id and e.consumed_seq is null and e.id <> all (%(known)s::uuid[])
+            order by e.seq limit 1000 offset 0) m
+"""
+
+TIMES_UP: Final = """
+    select w.run_id, w.key
+      from unnest(%(runs)s::uuid[]) as i(id)
+     cross join lateral (
+           select w.run_id, w.key from kedge.waits w where w.run_id = i.id and w.due_at <= kedge.clock() offset 0) w
 """
 
 # ---- the end of a worker ------------------------------------------------------------------------------------------
@@ -236,4 +361,63 @@ LEAVE: Final = "select kedge.leave(%(worker)s)"
 # For a life that lapsed while the database was away: its runs are free at once, and nobody is charged.
 ABANDON: Final = """
     update kedge.workers set leaving = true, lease_until = least(lease_until, clock_timestamp()) where id = %(worker)s
+"""
+
+# ---- what a run says of itself; written by flushes, like what stands beside rows and moves -------------------------
+
+# done, total, percent (kedge.progress.percent_of), message. Of several in one flush the last counts, and the highest
+# percent: that one never goes down.
+SET_PROGRESS: Final = """
+    insert into kedge.progress as p (run_id, at, done, total, percent, message)
+    select x.run_id, kedge.instant(), x.done, x.total, x.highest, x.message
+      from (select x.*, row_number() over (partition by x.run_id order by x.place desc) as newest,
+                   max(x.percent) over (partition by x.run_id) as highest
+              from unnest($2::uuid[], $3::int[], $4::bigint[], $5::bigint[], $6::float8[], $7::text[])
+                   with ordinality as x(run_id, epoch, done, total, percent, message, place)) x
+     cross join lateral (
+           select 1 from kedge.runs r
+            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+     where x.newest = 1
+    on conflict (run_id) do update
+       set at = excluded.at, done = excluded.done, total = excluded.total, message = excluded.message,
+           percent = greatest(p.percent, excluded.percent)
+"""
+
+# The whole mapping as a payload; of several in one flush the last.
+SET_METADATA: Final = """
+    insert into kedge.run_metadata (run_id, metadata)
+    select x.run_id, x.metadata
+      from (select x.*, row_number() over (partition by x.run_id order by x.place desc) as newest
+              from unnest($2::uuid[], $3::int[], $4::bytea[]) with ordinality as x(run_id, epoch, metadata, place)) x
+     cross join lateral (
+           select 1 from kedge.runs r
+            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+     where x.newest = 1
+    on conflict (run_id) do update set metadata = excluded.metadata
+"""
+
+# n (number of the note within the epoch), level, message, fields (a payload; empty: none). Of a run a thousand lines are
+# kept; the next one says so in its place, and what follows is dropped. A repeat of the flush writes nothing twice, and
+# counts nothing twice.
+WRITE_LOG: Final = """
+    insert into kedge.run_log (run_id, at, epoch, n, level, kind, message, fields)
+    select x.run_id, kedge.instant(), x.epoch, x.n,
+           case when x.line <= 1000 then x.level else 30 end, 'l',
+           case when x.line <= 1000 then x.message else 'the log is full: of a run 1,000 lines are kept' end,
+           case when x.line <= 1000 then x.fields else '' end
+      from (select x.*, before.lines + row_number() over (partition by x.run_id order by x.place) as line
+              from unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::text[], $7::bytea[])
+                   with ordinality as x(run_id, epoch, n, level, message, fields, place)
+             cross join lateral (
+                   select 1 from kedge.runs r
+                    where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid
+                   offset 0) fence
+             cross join lateral (
+                   select count(*) as lines from (
+                       select 1 from kedge.run_log l where l.run_id = x.run_id and l.kind = 'l' limit 1001) l) before
+             where not exists (select 1 from kedge.run_log l
+                                where l.run_id = x.run_id and l.epoch = x.epoch and l.n = x.n offset 0)) x
+     where x.line <= 1001
+     order by x.place
+    on conflict do nothing
 """

@@ -17,12 +17,14 @@ import psycopg
 
 from kedge.schema import render
 from kedge_worker._pipeline import CutError, shut_down
+from kedge_worker._runs import Mail
 from kedge_worker._statements import (
     ABANDON,
     FAIL_LETTER,
     GO_IDLE,
     HAS_MAIL,
     LEAVE,
+    NEW_MAIL,
     NEXT_DUE,
     NOTIFY_ENDED,
     REGISTER_WORKER,
@@ -31,6 +33,7 @@ from kedge_worker._statements import (
     RING_WORKERS,
     SORT_INBOX,
     TAKE_BACK,
+    TIMES_UP,
     WAKE_UP,
 )
 
@@ -46,6 +49,18 @@ class Sorted:
     remaining: bool
     owners: list[UUID]
     ended: list[UUID]
+    lanes: list[tuple[str, str]]
+    """In which something became pending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody wants of a running run."""
+
+    run_id: UUID
+    kind: str
+    """`x` cancel, `d` its deadline has passed, `s` pause."""
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +108,14 @@ class Store:
         )
 
     async def sort_inbox(self, limit: int) -> Sorted:
-        ((letters, remaining, owners, ended),) = await self._execute(SORT_INBOX, {"limit": limit})
-        return Sorted(cast("int", letters), bool(remaining), cast("list[UUID]", owners), cast("list[UUID]", ended))
+        ((letters, remaining, owners, ended, queues, workflows),) = await self._execute(SORT_INBOX, {"limit": limit})
+        return Sorted(
+            cast("int", letters),
+            bool(remaining),
+            cast("list[UUID]", owners),
+            cast("list[UUID]", ended),
+            _lanes(queues, workflows),
+        )
 
     async def fail_letter(self, error: str) -> None:
         await self._execute(FAIL_LETTER, {"error": error})
@@ -102,10 +123,24 @@ class Store:
     async def has_mail(self) -> bool:
         return await self._execute(HAS_MAIL, {}) == [(True,)]
 
-    async def requests(self) -> dict[UUID, str | None]:
-        """Which of this worker's runs somebody wants cancelled, and why."""
+    async def requests(self) -> list[Request]:
+        """What somebody wants of this worker's runs."""
         rows = await self._execute(REQUESTS, {"worker": self._worker})
-        return {cast("UUID", run): cast("str | None", reason) for run, reason in rows}
+        return [Request(cast("UUID", run), str(kind), cast("str | None", reason)) for run, kind, reason in rows]
+
+    async def new_mail(self, runs: Sequence[UUID], known: Sequence[UUID]) -> dict[UUID, list[Mail]]:
+        """Unread mail of these runs, in order of arrival, without what is known."""
+        mail: dict[UUID, list[Mail]] = {}
+        for run, mail_id, seq, slot, payload in await self._execute(
+            NEW_MAIL, {"runs": list(runs), "known": list(known)}
+        ):
+            one = Mail(cast("UUID", mail_id), cast("int", seq), str(slot), cast("bytes", payload))
+            mail.setdefault(cast("UUID", run), []).append(one)
+        return mail
+
+    async def times_up(self, runs: Sequence[UUID]) -> list[tuple[UUID, str]]:
+        """The waits of these runs whose time has come, by the database's clock."""
+        return [(cast("UUID", run), str(key)) for run, key in await self._execute(TIMES_UP, {"runs": list(runs)})]
 
     async def take_back(self, but: Sequence[UUID] = ()) -> TakenBack | None:
         """Free the runs of one dead worker, but not of these; None: nobody else is dead."""
@@ -114,7 +149,7 @@ class Store:
             return None
         ((worker, name, freed, ended, queues, workflows, remaining),) = rows
         ended_ids = cast("list[UUID]", ended)
-        lanes = list(zip(cast("list[str]", queues), cast("list[str]", workflows), strict=True))
+        lanes = _lanes(queues, workflows)
         return TakenBack(cast("UUID", worker), str(name), cast("int", freed), ended_ids, lanes, bool(remaining))
 
     async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
@@ -174,3 +209,7 @@ class Store:
             self._conn = conn
             return conn
         return self._conn
+
+
+def _lanes(queues: object, workflows: object) -> list[tuple[str, str]]:
+    return list(zip(cast("list[str]", queues), cast("list[str]", workflows), strict=True))

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, cast
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, cast, overload
 
+import kedge_worker._waiting as waiting
+from kedge.durations import Duration
 from kedge.errors import HandlerUseError, NestedStepError, PayloadError, WrongThreadError
+from kedge.event_refs import EventRef
 from kedge.result_types import MISSING
 from kedge_worker._branches import NESTED
 from kedge_worker._definitions import definition_of
 from kedge_worker._facts import RunFacts
+from kedge_worker._operations import Operations
 from kedge_worker._outcomes import Mismatched
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._transaction_body import SyncConn, TransactionBody
@@ -25,8 +31,11 @@ if TYPE_CHECKING:
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._execution import Execution, Operation
     from kedge_worker._runs import MemoRow
+    from kedge_worker._waits import Wait
 
 T = TypeVar("T")
+P = TypeVar("P")
+D = TypeVar("D")
 Ts = TypeVarTuple("Ts")
 
 _OTHER_THREAD: Final = (
@@ -104,7 +113,9 @@ class SyncContext(RunFacts):
         started = time.monotonic()
         body = TransactionBody(execution, key, definition, fn, args)
         try:
-            self._await(execution.transactions.run(execution.run, key, body.in_thread, sync=True))
+            meta = functools.partial(execution.meta, "t", "t")
+            work = execution.transactions.run(execution.run, key, body.in_thread, sync=True, meta=meta)
+            execution.run.assigned.discard(self._await(work))
         except LeaseLostError:
             self._execution.loop.call_soon_threadsafe(execution.lose)
             raise
@@ -116,6 +127,45 @@ class SyncContext(RunFacts):
             raise raised from error
         branch.last = key
         return cast("T", body.value)
+
+    def sleep(self, step_id: str, duration: Duration, /) -> None:
+        """
+        Wait for a time that is counted and kept by the database.
+
+        As `Context.sleep`. While the run is parked it holds no thread: the handler begins anew when its time has come.
+        """
+        self._wait(waiting.sleep(self._here().key(step_id), duration), "d", waiting.no_value)
+
+    def sleep_until(self, step_id: str, when: datetime, /) -> None:
+        """Wait until a moment of the database's clock; as `Context.sleep_until`."""
+        self._wait(waiting.sleep_until(self._here().key(step_id), when), "d", waiting.no_value)
+
+    @overload
+    def wait_for(
+        self, step_id: str, event: EventRef[P], /, *, topic: str | None = None, timeout: Duration | None = None
+    ) -> P: ...
+    @overload
+    def wait_for(
+        self, step_id: str, event: EventRef[P], /, *, topic: str | None = None, timeout: Duration | None, default: D
+    ) -> P | D: ...
+    def wait_for(
+        self,
+        step_id: str,
+        event: EventRef[Any],
+        /,
+        *,
+        topic: str | None = None,
+        timeout: Duration | None = None,
+        default: Any = MISSING,
+    ) -> Any:
+        """Wait for an event that is sent to this run, and answer its payload; as `Context.wait_for`."""
+        execution = self._execution
+        wait = waiting.event(execution, self._here().key(step_id), event, topic=topic, timeout=timeout)
+        return self._wait(wait, "e", waiting.event_payload(execution, event, default))
+
+    def pause(self, step_id: str, /) -> None:
+        """Wait until somebody calls `client.resume`; as `Context.pause`."""
+        self._wait(waiting.pause(self._here().key(step_id)), "u", waiting.no_value)
 
     # ---- for the executor
 
@@ -146,9 +196,18 @@ class SyncContext(RunFacts):
         return self._branch
 
     def _check_open(self) -> None:
-        if self._execution.closed:
+        if self._execution.pausing:
+            self._execution.loop.call_soon_threadsafe(self._execution.leave_for_pause)
+        if self._execution.closed or self._execution.pausing:
             self._execution.noticed = True
             raise ClosedError
+
+    def _wait(self, wait: Wait, of: Operation, recall: Callable[[MemoRow], T]) -> T:
+        row = self._kept(wait.key)
+        if row is not None:
+            return cast("T", self._replay(row, of, recall))
+        operations = Operations(self._execution)
+        return operations.outcome(self._await(operations.serve(wait, of, self._branch)), wait.key, recall)
 
     def _begin(self, fn: Callable[..., Any], output: Any) -> tuple[Branch, StepDefinition]:
         branch = self._here()
@@ -164,7 +223,7 @@ class SyncContext(RunFacts):
             self._execution.replaying = False
         return row
 
-    def _replay(self, row: MemoRow, operation: Operation, definition: StepDefinition) -> Any:
+    def _replay(self, row: MemoRow, operation: Operation, recall: StepDefinition | Callable[[MemoRow], Any]) -> Any:
         execution = self._execution
         try:
             execution.check_row(row, operation)
@@ -176,7 +235,7 @@ class SyncContext(RunFacts):
                 execution.memo.hand_out(row)
                 execution.replaying = bool(execution.memo)
             self._branch.last = row.key
-            return execution.recall(row, definition)
+            return recall(row) if callable(recall) else execution.recall(row, recall)
         except ReplayMismatch as mismatch:
             execution.noticed = True
             execution.loop.call_soon_threadsafe(execution.stop, Mismatched(mismatch.reason))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import threading
@@ -44,6 +45,13 @@ _OVER: Final = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
 
 T = TypeVar("T")
 
+Meta: TypeAlias = Callable[[], bytes]
+"""Answers the memo's column `meta`, asked for when the body is done."""
+
+
+def _no_meta() -> bytes:
+    return b""
+
 
 class InThread(Protocol):
     """Runs a function in one of the worker's threads."""
@@ -75,8 +83,10 @@ class TransactionRunner:
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
         self._sync_pool: ConnectionPool[psycopg.Connection[Any]] | None = None
 
-    async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
+    async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool, meta: Meta = _no_meta) -> int:
         """
+        Answer the memo's seq, which stays in `run.assigned` until the handler has the value.
+
         Raises:
             psycopg.Error: The application's SQL failed, for good or too often; nothing is kept.
             LeaseLostError: Another worker owns the run; nothing is kept.
@@ -86,8 +96,8 @@ class TransactionRunner:
         while True:
             try:
                 if sync:
-                    return await self._run_sync(run, key, cast("SyncBody", body))
-                return await self._run_async(run, key, cast("AsyncBody", body))
+                    return await self._run_sync(run, key, cast("SyncBody", body), meta)
+                return await self._run_async(run, key, cast("AsyncBody", body), meta)
             except _NotDoneError as gone:
                 # Nothing was committed, and a database that is away is no failure of the body, however long it takes.
                 _log.warning("run %s: transaction %r: %s; again in %.2g s", run.claimed.id, key, gone, pause_s)
@@ -105,33 +115,37 @@ class TransactionRunner:
         if self._sync_pool is not None:
             await asyncio.to_thread(self._sync_pool.close)
 
-    async def _run_async(self, run: LiveRun, key: str, body: AsyncBody) -> bytes:
+    async def _run_async(self, run: LiveRun, key: str, body: AsyncBody, meta: Meta) -> int:
         if self._pool is None:
             self._pool = AsyncConnectionPool(self._conninfo, min_size=0, max_size=self._connections, open=False)
             await self._pool.open()
         started = time.monotonic()
-        value, seq = b"", None
+        seq: int | None = None
+        is_stored = False
         with _not_done(PoolTimeout):
             conn = await self._pool.getconn()
         try:
             async with conn.transaction():
                 value = await body(conn)
                 seq = await self._shut_gate(run)
-                stored = await conn.execute(self._keep, self._memo(run, seq, key, value, started))
+                stored = await conn.execute(self._keep, self._memo(run, seq, key, value, meta(), started))
                 if stored.rowcount == 0:
                     raise LeaseLostError
+            is_stored = True
         except psycopg.Error as error:
             if not _is_over(conn, error):
                 raise
             if seq is None or not await self._was_committed(run, seq):
                 raise _NotDoneError(error) from error
+            is_stored = True
         finally:
             if seq is not None:
-                _open_gate(run)
+                _leave_gate(run, seq, is_stored=is_stored)
             await self._pool.putconn(conn)
-        return value
+        assert seq is not None  # noqa: S101  # the body is done
+        return seq
 
-    async def _run_sync(self, run: LiveRun, key: str, body: SyncBody) -> bytes:
+    async def _run_sync(self, run: LiveRun, key: str, body: SyncBody, meta: Meta) -> int:
         if self._sync_pool is None:
             self._sync_pool = ConnectionPool(self._conninfo, min_size=0, max_size=self._connections, open=True)
         pool = self._sync_pool
@@ -139,8 +153,9 @@ class TransactionRunner:
         started = time.monotonic()
         abandoned = threading.Event()
 
-        def work() -> bytes:
-            value, seq = b"", None
+        def work() -> int:
+            seq: int | None = None
+            is_stored = False
             with _not_done(PoolTimeout):
                 conn = pool.getconn()
             try:
@@ -149,19 +164,23 @@ class TransactionRunner:
                     if abandoned.is_set():
                         raise LeaseLostError
                     seq = asyncio.run_coroutine_threadsafe(self._shut_gate(run), loop).result()
-                    if conn.execute(self._keep, self._memo(run, seq, key, value, started)).rowcount == 0:
+                    # While the gate is shut nobody else changes what it reads.
+                    if conn.execute(self._keep, self._memo(run, seq, key, value, meta(), started)).rowcount == 0:
                         raise LeaseLostError
+                is_stored = True
             except psycopg.Error as error:
                 if not _is_over(conn, error):
                     raise
                 settled = None if seq is None else asyncio.run_coroutine_threadsafe(self._was_committed(run, seq), loop)
-                if settled is None or not settled.result():
+                if settled is None or seq is None or not settled.result():
                     raise _NotDoneError(error) from error
+                is_stored = True
             finally:
                 if seq is not None:
-                    loop.call_soon_threadsafe(_open_gate, run)
+                    loop.call_soon_threadsafe(functools.partial(_leave_gate, run, seq, is_stored=is_stored))
                 pool.putconn(conn)
-            return value
+            assert seq is not None  # noqa: S101  # as above
+            return seq
 
         task = asyncio.ensure_future(self._in_thread(work))
         try:
@@ -170,11 +189,11 @@ class TransactionRunner:
             # A thread cannot be stopped: it ends by itself, before its commit if it has not come that far.
             abandoned.set()
             await asyncio.wait((task,))
-            if not task.cancelled():
-                task.exception()  # looked at: the cancellation counts
+            if not task.cancelled() and task.exception() is None:
+                run.assigned.discard(task.result())  # it was committed; the cancellation counts all the same
             raise
 
-    def _memo(self, run: LiveRun, seq: int, key: str, value: bytes, started: float) -> dict[str, object]:
+    def _memo(self, run: LiveRun, seq: int, key: str, value: bytes, meta: bytes, started: float) -> dict[str, object]:
         return {
             "run": run.claimed.id,
             "epoch": run.claimed.epoch,
@@ -183,19 +202,22 @@ class TransactionRunner:
             "took_ms": min(int((time.monotonic() - started) * 1000), 2**31 - 1),
             "key": key,
             "value": value,
+            "meta": meta,
         }
 
     async def _shut_gate(self, run: LiveRun) -> int:
-        """The run's next seq, once all before it is durable; nothing else of the run gets one until `_open_gate`."""
+        """The run's next seq, once all before it is durable; nothing else of the run gets one until it is opened."""
         while run.gate is not None:
             await run.gate.wait()
         run.gate = asyncio.Event()
         try:
             await self._journal.durable(run)
         except BaseException:
-            _open_gate(run)
+            run.open_gate()
             raise
-        return run.take_seq()
+        seq = run.take_seq()
+        run.assigned.add(seq)
+        return seq
 
     async def _was_committed(self, run: LiveRun, seq: int) -> bool:
         """What became of an unanswered commit; read behind the run's lock, when no older transaction holds it."""
@@ -241,7 +263,7 @@ AsyncBody: TypeAlias = Callable[["psycopg.AsyncConnection[Any]"], Awaitable[byte
 SyncBody: TypeAlias = Callable[["psycopg.Connection[Any]"], bytes]
 
 
-def _open_gate(run: LiveRun) -> None:
-    gate, run.gate = run.gate, None
-    if gate is not None:
-        gate.set()
+def _leave_gate(run: LiveRun, seq: int, *, is_stored: bool) -> None:
+    if not is_stored:
+        run.assigned.discard(seq)  # a gap: it is never used again
+    run.open_gate()

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("kedge.worker")
 
-COMMITTED: Final = 1 << 40
-"""The place of an outcome that has its seq already: behind everything from earlier lives, before all others."""
-LIVE: Final = COMMITTED + 1
-"""The place of an outcome of this life: behind everything from earlier lives."""
+LIVE: Final = 1 << 40
+"""The place of an outcome of this life that has no seq yet: behind all that have one."""
 
 # A task that has ended is news after one round of the event loop; a gather in a gather, or a shield, adds a round each.
 _CALM_ROUNDS: Final = 4
@@ -78,6 +76,7 @@ class Turns:
     """Who of a run's branches gets its outcome next."""
 
     __slots__ = (
+        "_assigned",
         "_calm_at",
         "_closed",
         "_count",
@@ -98,10 +97,13 @@ class Turns:
         run_id: UUID,
         loose: Set[asyncio.Task[Any]],
         memo: Memo | None,
+        assigned: Set[int],
         rounds: Rounds,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._run_id = run_id
+        self._assigned = assigned
+        """Seqs of this life's outcomes that are stored, or on their way, before the handler has them."""
         self._loose = loose
         """The run's tasks that are in the handler's own code."""
         self._memo = memo
@@ -118,7 +120,7 @@ class Turns:
 
     async def take(self, place: int, *, insist: bool = False) -> None:
         """
-        Return when the outcome of this place (a seq of the memo, COMMITTED or LIVE) may be handed out. The caller does
+        Return when the outcome of this place (its seq if it has one, else LIVE) may be handed out. The caller does
         it at once, without awaiting anything. Closed, it returns at once.
 
         With `insist` it does not give up when the task is cancelled meanwhile, however often: anyio repeats it each
@@ -175,7 +177,7 @@ class Turns:
     def _is_free_for(self, place: int) -> bool:
         if self._rounds.now < self._calm_at or self._granted is not None:
             return False
-        if self._is_awaited_by(place) or self._is_stirring():
+        if self._is_awaited_by(place) or self._is_stirring() or self._follows_another(place):
             return False
         lowest = None if self._memo is None else self._memo.lowest()
         return lowest is None or lowest >= place
@@ -186,6 +188,10 @@ class Turns:
         while waiting and waiting[0][2].done():
             heappop(waiting)
         return bool(waiting) and waiting[0][0] <= place
+
+    def _follows_another(self, place: int) -> bool:
+        """Whether an outcome that came before has its seq, and has not been handed out."""
+        return bool(self._assigned) and min(self._assigned) < place
 
     def _is_stirring(self) -> bool:
         """Whether a task that is in the handler's own code is about to run."""
@@ -204,6 +210,8 @@ class Turns:
         if self._granted is not None or self._closed or not self._is_awaited_by(LIVE):
             return
         place = self._waiting[0][0]
+        if self._follows_another(place):
+            return  # looked at again when that one is handed out
         memo = self._memo
         while memo is not None and (lowest := memo.lowest()) is not None and lowest < place:
             if memo.awaits_interruption(lowest):

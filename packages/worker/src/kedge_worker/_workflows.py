@@ -5,12 +5,17 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeGuard, TypeVar, overload
 
-from kedge.errors import DefinitionError
+from kedge.durations import Duration, parse_positive_duration
+from kedge.errors import DefinitionError, InvalidOptionError
 from kedge.refs import WorkflowRef
 from kedge.result_types import MISSING, type_of_result
+from kedge.retry import Retry
+from kedge.shown import shown
 from kedge_worker._context import Context
+from kedge_worker._definitions import check_retry
 from kedge_worker._sync_context import SyncContext
 
 In = TypeVar("In")
@@ -24,9 +29,23 @@ HandlerWithoutInput: TypeAlias = "Callable[[Context], Awaitable[Out]] | Callable
 class Workflow(Generic[In, Out_co]):
     """A handler with its ref, for `Worker(workflows=...)`. Not to be called: tests call `.fn`."""
 
-    __slots__ = ("_fn", "_is_async", "_ref", "_takes_input")
+    __slots__ = ("_fn", "_is_async", "_ref", "_takes_input", "retry", "timeout", "total_steps")
 
-    def __init__(self, ref: WorkflowRef[In, Out_co], fn: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        ref: WorkflowRef[In, Out_co],
+        fn: Callable[..., Any],
+        *,
+        retry: Retry = Retry.NEVER,
+        timeout: timedelta | None = None,
+        total_steps: int | None = None,
+    ) -> None:
+        self.retry: Final = retry
+        """The policy of runs whose start and ref say nothing."""
+        self.timeout: Final = timeout
+        """Of runs whose start and ref say nothing; from when a run is due."""
+        self.total_steps: Final = total_steps
+        """How many steps a run is expected to have, for progress."""
         self._ref = ref
         self._fn = fn
         self._is_async = inspect.iscoroutinefunction(inspect.unwrap(fn))
@@ -65,24 +84,60 @@ class _BindWithoutInput(Protocol[Out]):
 
 
 @overload
-def workflow(ref: WorkflowRef[None, Out], /) -> _BindWithoutInput[Out]: ...  # pyright: ignore[reportOverlappingOverload]
+def workflow(  # pyright: ignore[reportOverlappingOverload]
+    ref: WorkflowRef[None, Out],
+    /,
+    *,
+    retry: Retry | None = None,
+    timeout: Duration | None = None,
+    total_steps: int | None = None,
+) -> _BindWithoutInput[Out]: ...
 @overload
-def workflow(ref: WorkflowRef[In, Out], /) -> _Bind[In, Out]: ...
-def workflow(ref: Any, /) -> Any:
+def workflow(
+    ref: WorkflowRef[In, Out],
+    /,
+    *,
+    retry: Retry | None = None,
+    timeout: Duration | None = None,
+    total_steps: int | None = None,
+) -> _Bind[In, Out]: ...
+def workflow(
+    ref: Any,
+    /,
+    *,
+    retry: Retry | None = None,
+    timeout: Duration | None = None,
+    total_steps: int | None = None,
+) -> Any:
     """
     Bind a handler to its ref.
 
     The handler takes a `Context` and the input if it is async, a `SyncContext` and the input if it is not; without an
     input in the ref only the context. Its annotations may be absent: the ref's types count.
 
+    What is said here holds for every run whose start and whose ref say nothing else.
+
+    Args:
+        ref: What clients know of the workflow.
+        retry: Attempts of the run as a whole, when its handler raises; one if nothing is said. Kept steps stay kept.
+        timeout: How long a run may take from when it is due, waits included; then it is cancelled, and fails.
+        total_steps: How many steps a run is expected to have, for `client.progress`.
+
     Raises:
+        InvalidOptionError: `retry` is no Retry, or `total_steps` no positive number.
+        InvalidDurationError: The timeout is no duration, or zero.
         DefinitionError: The handler's parameters or annotations do not fit the ref.
     """
     if not _is_ref(ref):
         raise DefinitionError(f"@workflow needs the ref: write @workflow(my_ref), not @workflow over {ref!r:.60}")
 
+    policy = check_retry(retry) or Retry.NEVER
+    limit = None if timeout is None else parse_positive_duration(timeout, option="timeout")
+    if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
+        raise InvalidOptionError(f"total_steps={shown(total_steps)}: give how many steps a run has, 1 or more")
+
     def bind(handler: Callable[..., Any]) -> Workflow[Any, Any]:
-        made = Workflow(ref, handler)
+        made = Workflow(ref, handler, retry=policy, timeout=limit, total_steps=total_steps)
         _check_handler(made)
         return made
 

@@ -1,0 +1,76 @@
+"""
+Serves the runs in memory that wait: fetches their mail when somebody rings, and asks the database's clock whose time
+has come.
+
+A loop's own timers end most waits to the millisecond; the look at the clock is for a clock that was moved, and the look
+at the mail for a notification that was lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from kedge_worker._errors import PostgresError, does_not_fit
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from kedge_worker._store import Store
+    from kedge_worker._waits import RunWaits
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_PERIOD_S: Final = 1.0
+
+
+class Attendant:
+    """`waiting` are the runs in memory that wait, as they are when it is looked at."""
+
+    def __init__(self, store: Store, waiting: Mapping[UUID, RunWaits]) -> None:
+        self._store = store
+        self._waiting = waiting
+        self._bell = asyncio.Event()
+
+    def ring(self) -> None:
+        """There may be mail."""
+        self._bell.set()
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PERIOD_S if self._waiting else None):
+                    await self._bell.wait()
+            rang = self._bell.is_set()
+            self._bell.clear()
+            try:
+                await self.look()
+                if not rang:
+                    await self.look_at_clock()
+            except PostgresError as error:
+                if does_not_fit(error):
+                    raise
+                _log.warning("attendant: %s", error)
+                await asyncio.sleep(_PERIOD_S)
+                self._bell.set()  # what was asked for has not been answered
+
+    async def look(self) -> None:
+        """Fetch the mail of all runs that wait."""
+        waiting = dict(self._waiting)
+        if not waiting:
+            return
+        known = [mail for waits in waiting.values() for mail in waits.known_mail()]
+        mail = await self._store.new_mail(list(waiting), known)
+        for run_id, waits in waiting.items():
+            waits.receive(mail.get(run_id, ()))
+            waits.has_looked()
+
+    async def look_at_clock(self) -> None:
+        """End the waits whose time has come by the database's clock."""
+        if self._waiting:
+            for run_id, key in await self._store.times_up(list(self._waiting)):
+                if (waits := self._waiting.get(run_id)) is not None:
+                    waits.come(key)
