@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from kedge.ids import new_run_id
+from kedge_client import _read_statements as reading
 from kedge_client import _statements as client
 from kedge_worker import _statements as worker
 from tests.contract import crowd
@@ -149,9 +150,9 @@ HOT: Final[dict[str, Hot]] = {
         by={"runs_pkey"},
         touches=BATCH,
     ),
-    "release: requests": Hot(
+    "requests at a move": Hot(
         side="journal",
-        within=("release_runs", "select kedge.end_runs("),
+        within=("end_requested", "select kedge.end_runs("),
         variables={**LIVE, "p_last": "int[]"},
         arguments=(crowd.WORKER, OWN, [crowd.EPOCH] * BATCH, [2] * BATCH),
         by={"runs_pkey"},
@@ -267,21 +268,21 @@ HOT: Final[dict[str, Hot]] = {
     "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1, []), blocks=50),
     "get": Hot(
         side="client",
-        statement=client.GET.numbered("kedge"),
+        statement=reading.GET.numbered("kedge"),
         arguments=(MIXED, "customer-1"),
         by={"runs_pkey", "finished_pkey", "journal_pkey", "run_tags_run"},
         touches=5 * BATCH,
     ),
     "results": Hot(
         side="client",
-        statement=client.RESULTS.numbered("kedge"),
+        statement=reading.RESULTS.numbered("kedge"),
         arguments=(MIXED,),
         by={"runs_pkey", "finished_pkey"},
         touches=BATCH,
     ),
     "steps": Hot(
         side="client",
-        statement=client.STEPS.numbered("kedge"),
+        statement=reading.STEPS.numbered("kedge"),
         arguments=(crowd.run_id("finished", 1), "customer-1"),
         # The run by its id alone, or by resource and id: the statistics decide, and both are one probe.
         by={"journal_pkey"},
@@ -351,8 +352,8 @@ HOT: Final[dict[str, Hot]] = {
     **{
         f"list {name}": Hot(
             side="client",
-            statement=client.LIST.numbered("kedge"),
-            arguments=tuple(filters.get(name) for name in client.LIST.parameters),
+            statement=reading.LIST.numbered("kedge"),
+            arguments=tuple(filters.get(name) for name in reading.LIST.parameters),
             by={"journal_pkey"},
             touches=5 * BATCH,
             blocks=60 * BATCH,

@@ -251,8 +251,8 @@ GUARDS: Final = [
     ),
     Guard(
         "a cancel request goes through the exit door",
-        "engine/release_runs.sql",
-        "and r.request = 'x'",
+        "engine/end_requested.sql",
+        "and r.request in ('x', 'd')",
         "and false",
         lambda s: inbox.test_giving_back_a_run_with_a_request_ends_it_cancelled_in_the_same_transaction(s.open(), 0),
     ),

@@ -1,5 +1,5 @@
 -- Gives running runs back to the queue for their owner, charging nobody; with a delay they wait that long first.
--- A request is applied in the same transaction: cancel goes through the exit door, pause to paused.
+-- A request is applied in the same transaction: cancel and deadline go through the exit door, pause to paused.
 -- p_last is the last seq that the owner has given to each; 0: it does not know (a claim whose answer was lost).
 -- Answers how many runs left the owner's hand.
 create or replace function kedge.release_runs(
@@ -24,20 +24,19 @@ begin
               from unnest(p_ids, p_last) with ordinality as x(id, last, place) order by x.place);
     end if;
 
-    select kedge.end_runs(p_worker, array_agg(x.id), array_agg(x.epoch), array_agg('x'::text), array_agg(null::bytea),
-                          array_agg(null::bytea), array_agg(null::text), array_agg(0), array_agg(x.last), array_agg(0))
-      into v_ended
-      from unnest(p_ids, p_epochs, p_last) as x(id, epoch, last)
-     cross join lateral (select 1 from kedge.runs r where r.id = x.id and r.request = 'x' offset 0) r
-    having count(*) > 0;
+    v_ended := kedge.end_requested(p_worker, p_ids, p_epochs, p_last);
 
+    -- Paused it keeps that it was due: it has something to do besides its waits, and resumed it goes on with that.
     update kedge.runs r
        set state = case when r.request = 's' then 's' when x.delay_s > 0 then 'w' else 'p' end::"char",
-           due_at = case when x.delay_s > 0 then kedge.instant() + make_interval(secs => x.delay_s) end,
+           due_at = case when x.delay_s > 0 then kedge.instant() + make_interval(secs => x.delay_s)
+                         when r.request = 's' then kedge.instant() end,
            request = null, worker_id = null, since = kedge.instant(), seq = nextval('kedge.runs_seq'),
-           next_seq = greatest(r.next_seq, x.last + 1), reason = x.reason
+           next_seq = greatest(r.next_seq, x.last + 1),
+           reason = coalesce(x.reason, case when r.request = 's' then r.reason end),
+           has_waits = kedge.waits_or_mail(r.id)
       from unnest(p_ids, p_epochs, p_delays_s, p_reasons, p_last) as x(id, epoch, delay_s, reason, last)
      where r.id = x.id and r.id = any (p_ids) and r.epoch = x.epoch and r.worker_id = p_worker;
     get diagnostics v_released = row_count;
-    return coalesce(v_ended, 0) + v_released;
+    return v_ended + v_released;
 end $$;
