@@ -85,11 +85,16 @@ def start(
     delay_s: float | None = None,
     tags: Sequence[str] | None = None,
     strict: bool = False,
+    timeout_s: float | None = None,
+    singleton: str | None = None,
+    parent: UUID | None = None,
+    dependent: bool = False,
 ) -> Started:
     """`start_run_v1`."""
+    key = "" if key is None and singleton is not None else key
     ((run_id, created, status, conflict),) = session.rows(
         "select run_id, created, status, conflict from kedge.start_run_v1($1::uuid, $2, $3, $4, $5, null, $6, $7, $8,"
-        " $9, $10, null, $11, $12)",
+        " $9, $10, null, $11, $12, $13, $14, $15, $16)",
         (
             run or new_run_id(),
             workflow,
@@ -97,12 +102,16 @@ def start(
             priority,
             data,
             key,
-            None if key is None else key_hash,
+            None if key is None or singleton is not None else key_hash,
             on_conflict,
             resource,
             delay_s,
             None if tags is None else list(tags),
             strict,
+            timeout_s,
+            singleton,
+            parent,
+            dependent,
         ),
     )
     return Started(run_id, created, status, conflict)
@@ -125,11 +134,14 @@ def start_many(
     keys: Sequence[str | None] | None = None,
     tags: Sequence[str] | None = None,
     delay_s: float | None = None,
+    timeout_s: float | None = None,
+    singleton: str | None = None,
+    strict: bool = False,
 ) -> list[tuple[int, Started]]:
     """`start_runs_v1`: what it says of the runs that were not simply created."""
     rows = session.rows(
         "select place, run_id, created, status, conflict from kedge.start_runs_v1($1::uuid[], $2, $3, 0, $4::bytea[],"
-        " null, $5::text[], $6::bytea[], 'return', null, $7, null, $8::text[], false)",
+        " null, $5::text[], $6::bytea[], 'return', null, $7, null, $8::text[], $9, $10, $11)",
         (
             list(runs),
             WORKFLOW,
@@ -139,6 +151,9 @@ def start_many(
             None if keys is None else [b"fingerprhash"] * len(runs),
             delay_s,
             None if tags is None else list(tags),
+            strict,
+            timeout_s,
+            singleton,
         ),
     )
     return [(place, Started(*rest)) for place, *rest in rows]
@@ -201,6 +216,7 @@ def claim(
             [rank for rank, _ in lanes.values()],
             [seq for _, seq in lanes.values()],
             limit,
+            None,
         ),
     )
     return [

@@ -102,6 +102,8 @@ def test_an_option_is_checked_and_kept(given: dict[str, object], kept: object) -
         ({"tags": [1]}, InvalidNameError, "tag '1' is a int"),
         ({"tags": ["a", ""]}, InvalidNameError, "tag '' is empty"),
         ({"tags": [str(n) for n in range(21)]}, InvalidOptionError, "21 of them, the limit is 20"),
+        ({"singleton": "raise", "on_conflict": "return"}, InvalidOptionError, "exclude each other"),
+        ({"singleton": None}, InvalidOptionError, "give one of"),
         ({"metadata": [1]}, InvalidOptionError, "give a dict"),
         ({"metadata": None}, InvalidOptionError, "give a dict"),
         ({"metadata": {1: "a"}}, InvalidOptionError, "its keys must be text"),
@@ -149,6 +151,31 @@ def test_of_delay_and_start_at_the_later_one_replaces_the_other() -> None:
 
     assert (dated.delay, dated.start_at) == (None, at)
     assert (again.delay, again.start_at) == (timedelta(hours=2), None)
+
+
+def test_of_singleton_and_on_conflict_the_later_one_replaces_the_other() -> None:
+    keyed = resolve(NONE, {"on_conflict": "raise"})
+    single = resolve(keyed, {"singleton": "return"})
+    again = resolve(single, {"on_conflict": "return_any_input"})
+
+    assert (single.on_conflict, single.singleton) == ("return", "return")
+    assert (again.on_conflict, again.singleton) == ("return_any_input", None)
+
+
+def test_what_was_not_said_is_the_parents() -> None:
+    nothing = NONE.with_inherited(resource="customer-7", priority=5)
+    by_ref = ref_options({"priority": 0}).with_inherited(resource="customer-7", priority=5)
+    by_request = resolve(NONE, {"resource": None, "priority": 0}).with_inherited(resource="customer-7", priority=5)
+
+    assert (nothing.resource, nothing.priority) == ("customer-7", 5)
+    assert (by_ref.resource, by_ref.priority) == ("customer-7", 0)
+    assert (by_request.resource, by_request.priority) == (None, 0)
+
+
+def test_what_was_said_once_stays_said() -> None:
+    options = resolve(resolve(ref_options({"priority": 1}), {"tags": []}), {"resource": "a", "queue": "b"})
+
+    assert options.own == ("priority", "resource", "tags")
 
 
 def test_metadata_do_not_change_with_the_mapping_they_were_made_from() -> None:

@@ -248,6 +248,7 @@ class RunExistsError(RunError):
         """The run that holds the key; None when it belongs to another resource."""
         self.workflow = workflow
         self.key = key
+        """Empty for a singleton without one."""
 
     def __str__(self) -> str:
         return f"{self._taken()}; on_conflict='return' answers with that run"
@@ -268,7 +269,10 @@ class RunActiveError(RunExistsError):
     """Another run of this singleton is active."""
 
     def __str__(self) -> str:
-        return f"{self._taken()}, which is active; wait for its end, or use singleton='return' or 'cancel_old'"
+        holder = "a run of another resource" if self.existing_id is None else f"run {self.existing_id}"
+        key = f" with key {shown(self.key)}" if self.key else ""
+        advice = "" if self.existing_id is None else ", or use singleton='return' or 'cancel_old'"
+        return f"{holder} of workflow {self.workflow!r}{key} is active; wait for its end{advice}"
 
 
 class RunFailedError(RunError):

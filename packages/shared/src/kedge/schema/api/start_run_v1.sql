@@ -3,19 +3,27 @@
 -- end and is the guard). A taken key answers with the run that holds it: created = false, and conflict says
 -- 'exists' (p_on_conflict = 'raise') or 'input' (same key, other input or other resource). p_strict raises instead;
 -- the error's detail is the refused id and, unless it is of another resource, the id of the run that holds the key.
+-- p_timeout_s: null, nothing was said and the worker's definition decides; infinity, none; counted from when it is due.
+-- p_singleton: p_key (maybe empty) is the singleton's and no idempotency key. While another run of it is active,
+-- 'raise' says conflict = 'active', 'return' answers with that run, and 'cancel_old' cancels it: the new run waits
+-- behind a gate until it has ended.
+-- p_parent: the engine starts a child; its id may be older than an hour, and p_tags = null takes over the parent's.
 create or replace function kedge.start_run_v1(
     p_id uuid, p_workflow text, p_queue text, p_priority int, p_input bytea, p_meta bytea,
     p_key text, p_key_hash bytea, p_on_conflict text, p_resource text, p_delay_s double precision,
-    p_start_at timestamptz, p_tags text[], p_strict boolean
+    p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision default null,
+    p_singleton text default null, p_parent uuid default null, p_is_dependent boolean default false
 ) returns table (run_id uuid, created boolean, status text, conflict text)
 language plpgsql set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();
     v_due timestamptz := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
+    v_name text := split_part(p_workflow, '@', 1);
     v_holder record;
+    v_active uuid[] := '{}';
 begin
-    if abs(extract(epoch from clock_timestamp() - kedge.id_time(p_id))) > 3600 then
+    if p_parent is null and abs(extract(epoch from clock_timestamp() - kedge.id_time(p_id))) > 3600 then
         raise exception using errcode = 'KE004',
             message = 'the time in run id ' || p_id || ' is more than an hour off the database''s clock',
             hint = 'Set the clock of the machine that makes the ids.';
@@ -24,14 +32,49 @@ begin
         raise exception using errcode = 'KE005', message = 'the input of a run may have 64 MiB at most';
     end if;
     if octet_length(p_workflow) not between 1 and 401 or octet_length(p_queue) not between 1 and 200
-       or octet_length(p_key) not between 1 and 1000 or octet_length(p_resource) not between 1 and 1000 then
+       or octet_length(p_key) not between (p_singleton is null)::int and 1000
+       or octet_length(p_resource) not between 1 and 1000 then
         raise exception using errcode = 'KE005', message = 'a name is empty or too long';
     end if;
+    if not kedge.is_timeout(p_timeout_s) then
+        raise exception using errcode = 'KE005', message = 'a timeout is longer than zero and shorter than a century';
+    end if;
 
-    if p_key is not null then
+    if p_singleton is not null then
+        if p_singleton not in ('raise', 'return', 'cancel_old') or p_key is null then
+            raise exception using errcode = 'KE005', message = 'a singleton has a policy that is known, and a key';
+        end if;
+        perform pg_advisory_xact_lock(kedge.singleton_lock(p_workflow, p_key));
+        -- Statements behind the lock: at READ COMMITTED they see what others did who had it.
+        if not exists (select 1 from kedge.journal j where j.run_id = p_id and j.seq = 0) then
+            for v_holder in select s.id, s.state, s.resource from kedge.singleton_runs(p_workflow, p_key) s loop
+                if p_singleton = 'cancel_old' and v_holder.resource is not distinct from p_resource then
+                    v_active := v_active || v_holder.id;
+                    continue;
+                end if;
+                created := false;
+                -- Somebody else's run stays unnamed, and alive.
+                if v_holder.resource is not distinct from p_resource then
+                    run_id := v_holder.id;
+                    status := kedge.status_name(v_holder.state);
+                end if;
+                conflict := case when p_singleton <> 'return' or run_id is null then 'active' end;
+                if conflict is not null and p_strict then
+                    raise exception using errcode = 'KE010',
+                        message = 'a run of workflow ' || v_name || ' with key ' || quote_literal(p_key) || ' is active',
+                        detail = concat_ws(' ', p_id, run_id);
+                end if;
+                return next;
+                return;
+            end loop;
+            -- A caller with an older snapshot fails here (40001) if it has not seen the newest run.
+            insert into kedge.singletons as s (workflow, key, run_id) values (v_name, p_key, p_id)
+            on conflict (workflow, key) do update set run_id = excluded.run_id;
+        end if;
+    elsif p_key is not null then
         for v_try in 1..3 loop
             insert into kedge.run_keys (workflow, key, run_id, hash)
-            values (split_part(p_workflow, '@', 1), p_key, p_id, p_key_hash) on conflict do nothing;
+            values (v_name, p_key, p_id, p_key_hash) on conflict do nothing;
             exit when found;
             -- A second statement: at READ COMMITTED it sees the winner, for whose end the insert has waited.
             select k.run_id, k.hash, s.state, s.resource into v_holder
@@ -40,7 +83,7 @@ begin
                     select r.state, r.resource from kedge.runs r where r.id = k.run_id
                     union all
                     select f.status, f.resource from kedge.finished f where f.id = k.run_id) s on true
-             where k.workflow = split_part(p_workflow, '@', 1) and k.key = p_key;
+             where k.workflow = v_name and k.key = p_key;
             if found then
                 run_id := v_holder.run_id;
                 created := v_holder.run_id = p_id;
@@ -82,12 +125,20 @@ begin
         return next;
         return;
     end if;
-    status := case when v_due > v_now then 'waiting' else 'pending' end;
-    insert into kedge.runs (id, since, due_at, rank, state, queue, workflow, resource, key)
-    values (p_id, v_now, case when v_due > v_now then v_due end, -p_priority,
-            case when v_due > v_now then 'w' else 'p' end::"char", p_queue, p_workflow, p_resource, p_key);
+    v_due := case when v_due > v_now then v_due end;
+    if v_active <> '{}' then
+        perform kedge.replace_singleton(p_id, v_active, v_due);
+    end if;
+    status := case when v_due is not null or v_active <> '{}' then 'waiting' else 'pending' end;
+    insert into kedge.runs (id, since, due_at, deadline_at, parent_id, rank, state, queue, workflow, resource, key,
+                            timeout_s, has_waits, is_dependent, is_singleton)
+    values (p_id, v_now, case when v_active = '{}' then v_due end, kedge.deadline(coalesce(v_due, v_now), p_timeout_s),
+            p_parent, -p_priority, case status when 'waiting' then 'w' else 'p' end::"char", p_queue, p_workflow,
+            p_resource, p_key, p_timeout_s, v_active <> '{}', coalesce(p_is_dependent, false), p_singleton is not null);
     if p_tags is not null then
         insert into kedge.run_tags (tag, run_id) select distinct t, p_id from unnest(p_tags) as t;
+    elsif p_parent is not null then
+        insert into kedge.run_tags (tag, run_id) select t.tag, p_id from kedge.run_tags t where t.run_id = p_parent;
     end if;
     return next;
 end $$;

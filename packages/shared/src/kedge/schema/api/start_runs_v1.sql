@@ -1,11 +1,12 @@
 -- Starts many runs of one shape (workflow, queue, priority, time) in one statement; keys, resources and metas are
 -- arrays, null where no run of the batch has one. Answers only the runs that were not simply created: their place in
 -- the batch (from 1) and what start_run_v1 says of them. p_strict raises at the first conflict, so that a transaction
--- of many batches is all or nothing without a round trip for the decision.
+-- of many batches is all or nothing without a round trip for the decision. With p_singleton all have a key, maybe empty.
 create or replace function kedge.start_runs_v1(
     p_ids uuid[], p_workflow text, p_queue text, p_priority int, p_inputs bytea[], p_metas bytea[],
     p_keys text[], p_key_hashes bytea[], p_on_conflict text, p_resources text[], p_delay_s double precision,
-    p_start_at timestamptz, p_tags text[], p_strict boolean
+    p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision default null,
+    p_singleton text default null
 ) returns table (place int, run_id uuid, created boolean, status text, conflict text)
 language plpgsql set enable_seqscan = off as $$
 #variable_conflict use_column
@@ -13,19 +14,20 @@ declare
     v_now timestamptz := kedge.instant();
     v_due timestamptz := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
     v_state "char" := case when v_due > v_now then 'w' else 'p' end;
+    v_deadline timestamptz;
     v_stored int;
     v_new uuid[];
 begin
-    if p_keys is not null then
+    if p_keys is not null or p_singleton is not null then
         -- In the order of the keys, so that two batches with equal keys do not deadlock.
         return query
             select b.place::int, s.run_id, s.created, s.status, s.conflict
               from (select * from unnest(p_ids, p_inputs, p_metas, p_keys, p_key_hashes, p_resources)
                              with ordinality as b(id, input, meta, key, hash, resource, place)
-                     order by b.key nulls last offset 0) b
+                     order by b.key nulls last, b.place offset 0) b
              cross join lateral kedge.start_run_v1(
                    b.id, p_workflow, p_queue, p_priority, b.input, b.meta, b.key, b.hash, p_on_conflict, b.resource,
-                   p_delay_s, p_start_at, p_tags, p_strict) s
+                   p_delay_s, p_start_at, p_tags, p_strict, p_timeout_s, p_singleton) s
              where not (s.created and s.status in ('pending', 'waiting'));
         return;
     end if;
@@ -42,6 +44,9 @@ begin
     if octet_length(p_workflow) not between 1 and 401 or octet_length(p_queue) not between 1 and 200 then
         raise exception using errcode = 'KE005', message = 'a name is empty or too long';
     end if;
+    if not kedge.is_timeout(p_timeout_s) then
+        raise exception using errcode = 'KE005', message = 'a timeout is longer than zero and shorter than a century';
+    end if;
 
     with stored as (
         insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
@@ -50,10 +55,22 @@ begin
         on conflict do nothing returning run_id)
     select count(*), case when count(*) < cardinality(p_ids) then array_agg(run_id) end into v_stored, v_new from stored;
 
-    insert into kedge.runs (id, since, due_at, rank, state, queue, workflow, resource)
-    select b.id, v_now, case when v_state = 'w' then v_due end, -p_priority, v_state, p_queue, p_workflow, b.resource
-      from unnest(p_ids, p_resources) as b(id, resource)
-     where v_stored = cardinality(p_ids) or b.id = any (v_new);
+    v_due := case when v_state = 'w' then v_due end;
+    v_deadline := kedge.deadline(coalesce(v_due, v_now), p_timeout_s);
+    if v_stored = cardinality(p_ids) then
+        insert into kedge.runs (id, since, due_at, deadline_at, rank, state, queue, workflow, resource, timeout_s)
+        select b.id, v_now, v_due, v_deadline, -p_priority, v_state, p_queue, p_workflow, b.resource, p_timeout_s
+          from unnest(p_ids, p_resources) as b(id, resource);
+    else
+        -- An id that is there twice is a repeat of its first place, which has stored the input.
+        insert into kedge.runs (id, since, due_at, deadline_at, rank, state, queue, workflow, resource, timeout_s)
+        select f.id, v_now, v_due, v_deadline, -p_priority, v_state, p_queue, p_workflow, f.resource, p_timeout_s
+          from (select distinct on (b.id) b.id, b.resource, b.place
+                  from unnest(p_ids, p_resources) with ordinality as b(id, resource, place)
+                 where b.id = any (v_new)
+                 order by b.id, b.place) f
+         order by f.place;
+    end if;
 
     if p_tags is not null then
         insert into kedge.run_tags (tag, run_id)

@@ -154,3 +154,9 @@ create unlogged table kedge.observers (
     at      timestamptz not null default now(),
     primary key (run_id, channel)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
+
+-- The live runs of a singleton; only of singletons, so that it costs the others nothing.
+create index runs_singleton on kedge.runs (split_part(workflow, '@', 1), key) where is_singleton;
+
+-- The engine's notes on letters, few among a thousand lines of a run.
+create index run_log_notes on kedge.run_log (run_id, id) where kind = 'n';
