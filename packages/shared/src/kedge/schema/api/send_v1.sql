@@ -1,0 +1,67 @@
+-- Sends an event to a run (p_run) or to every live run that waits for it on a topic (p_topic) when the letter is sorted.
+-- The id is made by the caller before the first try: a repeat is the same letter for the life of the run, also when the
+-- first has been consumed.
+-- delivered: an open wait takes this one; else it is kept until the run asks for it (a topic keeps nothing).
+-- accepted = false: the run has ended for good, or has `unread` >= 1,000 events that it has not read; sends at the same
+-- moment may pass that by as many as they are. No row when there is no such run, or not with this resource.
+create or replace function kedge.send_v1(
+    p_letter uuid, p_run uuid, p_topic text, p_event text, p_resource text, p_payload bytea
+) returns table (accepted boolean, status text, delivered boolean, unread int)
+language plpgsql set enable_seqscan = off as $$
+declare
+    v_slot text := case when p_topic is null then 'e:' || p_event else 't:' || p_topic || chr(31) || p_event end;
+    v_run record;
+    v_seq bigint;
+    v_is_read boolean;
+    v_before int;
+begin
+    if (p_run is null) = (p_topic is null) then
+        raise exception using errcode = 'KE005', message = 'an event goes to a run or to a topic: give one of them';
+    end if;
+    if p_topic is not null and p_resource is not null then
+        raise exception using errcode = 'KE005', message = 'a topic reaches runs of every resource: give none';
+    end if;
+    if octet_length(p_payload) > 67108864 then
+        raise exception using errcode = 'KE005', message = 'the payload of an event may have 64 MiB at most';
+    end if;
+    if octet_length(p_event) not between 1 and 200 or octet_length(p_topic) not between 1 and 200
+       or p_event is null or strpos(p_event, chr(31)) > 0 or strpos(p_topic, chr(31)) > 0 then
+        raise exception using errcode = 'KE005', message = 'the name of an event or topic is missing, too long or contains U+001F';
+    end if;
+
+    if p_topic is not null then
+        accepted := true;
+        -- The bounds are those of the partial index.
+        delivered := exists (select 1 from kedge.waits w where w.slot = v_slot and w.slot >= 't:' and w.slot < 't;');
+        insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload)
+        values ('00000000-0000-0000-0000-000000000000', p_letter, kedge.instant(), 't', v_slot, p_payload)
+        on conflict do nothing;
+        return next;
+        return;
+    end if;
+
+    select * into v_run from kedge.addressee(p_run, p_resource);
+    if not found then
+        return;
+    end if;
+    status := kedge.status_name(v_run.state);
+    select m.seq, m.is_read into v_seq, v_is_read
+      from (select e.seq, e.consumed_seq is not null as is_read from kedge.events e where e.run_id = p_run and e.id = p_letter
+            union all
+            select i.seq, false from kedge.inbox i where i.run_id = p_run and i.id = p_letter) m
+     limit 1;
+    -- Mail of other kinds, such as the ends of a thousand children, is nobody's to send.
+    select count(*), count(*) filter (where m.slot = v_slot and (v_seq is null or m.seq < v_seq)) into unread, v_before
+      from (select e.slot, e.seq from kedge.events e
+             where e.run_id = p_run and e.consumed_seq is null and not starts_with(e.slot, 'k:')
+            union all
+            select i.slot, i.seq from kedge.inbox i where i.run_id = p_run and i.kind = 'e') m;
+    accepted := v_seq is not null or not v_run.has_ended and unread < 1000;
+    delivered := coalesce(v_is_read, false)
+        or accepted and v_before < (select count(*) from kedge.waits w where w.run_id = p_run and w.slot = v_slot);
+    if accepted and v_seq is null then
+        insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload)
+        values (p_run, p_letter, kedge.instant(), 'e', v_slot, p_payload) on conflict do nothing;
+    end if;
+    return next;
+end $$;
