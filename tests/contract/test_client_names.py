@@ -6,13 +6,18 @@ import kedge_client
 OWN = [
     "AsyncClient",
     "AsyncRunHandle",
+    "AttemptView",
     "Client",
+    "NoteView",
     "Page",
+    "Progress",
+    "RunEvent",
     "RunHandle",
     "RunOption",
     "RunView",
     "StartStatement",
     "StepView",
+    "WaitView",
 ]
 
 

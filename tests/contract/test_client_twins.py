@@ -28,7 +28,7 @@ RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"
 SYNC_ONLY = {"after_fork"}
 
 WORDS = [
-    (r"\bAsync(?=Client|RunHandle|Connection|Pool|Core|Link|Iterator)", ""),
+    (r"\bAsync(?=Client|RunHandle|Connection|Pool|Core|Link|Iterator|Generator)", ""),
     (r"\bSync(?=Connection|Pool|Core|Link)", ""),
     (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
 ]
@@ -102,11 +102,13 @@ def test_the_public_names_of_the_clients_are_these() -> None:
         "iter_runs",
         "last",
         "list_runs",
+        "progress",
         "result",
         "scoped",
         "start",
         "start_many",
         "start_statement",
         "steps",
+        "watch",
     }
     assert {name for name in public(RunHandle) if not name.startswith("__")} == {"cancel", "result", "status", "view"}

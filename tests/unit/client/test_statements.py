@@ -10,11 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge_client import _statements
+from kedge_client import _letter_statements, _read_statements, _statements
 from kedge_client._binary import DECODERS, ENCODERS
 from kedge_client._statements import Statement
 
-ALL = [value for value in vars(_statements).values() if isinstance(value, Statement)]
+ALL = [
+    value
+    for module in (_statements, _letter_statements, _read_statements)
+    for value in vars(module).values()
+    if isinstance(value, Statement)
+]
 TRIVIAL = Statement("t", "select kedge.f({b}, {a}, {b})", {"a": "int4", "b": "text"}, ("text", "int4"))
 
 

@@ -67,15 +67,19 @@ from kedge import (
     new_run_id,
     run_id_time,
 )
+from kedge.progress import Progress
 from kedge_client._async import AsyncClient
 from kedge_client._handles import AsyncRunHandle, RunHandle
 from kedge_client._start_statement import StartStatement
+from kedge_client._step_views import AttemptView, StepView, WaitView
 from kedge_client._sync import Client
-from kedge_client._views import Page, RunOption, RunView, StepView
+from kedge_client._views import NoteView, Page, RunOption, RunView
+from kedge_client._watching import RunEvent
 
 __all__ = [
     "AsyncClient",
     "AsyncRunHandle",
+    "AttemptView",
     "ChildCancelledError",
     "ChildFailedError",
     "Client",
@@ -102,11 +106,13 @@ __all__ = [
     "NonRetryable",
     "NotDecodableError",
     "NotEncodableError",
+    "NoteView",
     "OnConflict",
     "OutcomeUnknownError",
     "Page",
     "PayloadError",
     "PrivilegesError",
+    "Progress",
     "RawTimeoutError",
     "ReplayMismatchError",
     "ResultTimeoutError",
@@ -117,6 +123,7 @@ __all__ = [
     "RunCrashedError",
     "RunDeadlineError",
     "RunError",
+    "RunEvent",
     "RunExistsError",
     "RunFailedError",
     "RunHandle",
@@ -140,6 +147,7 @@ __all__ = [
     "UnavailableError",
     "UsageError",
     "WaitTimeoutError",
+    "WaitView",
     "WorkflowRef",
     "WrongThreadError",
     "new_run_id",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import suppress
 from typing import TypeVar
 from uuid import UUID
 
@@ -12,18 +13,21 @@ from psycopg.rows import tuple_row
 
 import kedge_client._calls as calls
 from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableError
+from kedge.start_terms import starts_alone
 from kedge_client._async_connections import AsyncConnection, AsyncConnections
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Rows
 from kedge_client._driving import drive_async
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
+from kedge_client._letters import Letter
 from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row, rows_of
 from kedge_client._settings import ClientSettings
 from kedge_client._shared_starts import SharedStarts
 from kedge_client._waiting_room import Waiter, WaitingRoom
+from kedge_client._watching import RunEvent, Watching
 
 T = TypeVar("T")
 
@@ -81,9 +85,16 @@ class AsyncCore:
     async def start(self, one: Start) -> Started:
         """Start one run; with others in one transaction, where many come at once."""
         self._check_loop()
-        if one.request.key is None:
+        if not starts_alone(one.request):
             return await self._shared.start(one)
         return await self.call(calls.start(one, wake=self.settings.wake))
+
+    async def post(self, letter: Letter[T], conn: AsyncConnection | None) -> T:
+        """Put a letter into the inbox, in the caller's transaction if there is one."""
+        wake = self.settings.wake
+        if conn is None:
+            return await self.call(letter.call(wake=wake))
+        return letter.read((await self.execute_in(conn, letter.here(wake=wake)))[0])
 
     async def execute_in(
         self, conn: AsyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
@@ -153,6 +164,37 @@ class AsyncCore:
             raise wait.time_is_up(waiter.status) from None
         return wait.value(row)
 
+    async def watch(self, watching: Watching) -> AsyncGenerator[RunEvent]:
+        """Look at a run whenever something may have happened to it, until it has ended. Holds nothing between looks."""
+        self._check_loop()
+        bell = asyncio.Event()
+        room: WaitingRoom | None = None
+        try:
+            while not watching.has_ended:
+                bell.clear()
+                for event in await self._news(watching):
+                    yield event
+                if watching.has_more or watching.has_ended:
+                    continue
+                if room is None and self.settings.listen:
+                    room = self._waiting_room()
+                    room.observe(watching.run_id, bell.set)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(bell.wait(), watching.pause_s)
+        finally:
+            if room is not None:
+                room.unobserve(watching.run_id, bell.set)
+
+    async def _news(self, watching: Watching) -> list[RunEvent]:
+        try:
+            return await self.call(watching.look())
+        except UnavailableError:
+            # An outage ends no watch that has begun: the run goes on when it is over.
+            if not watching.has_begun:
+                raise
+            watching.failed()
+            return []
+
     async def close(self) -> None:
         """Close what the client has opened."""
         self._closed = True
@@ -176,6 +218,7 @@ class AsyncCore:
                 look=self._look,
                 conninfo=self._connections.conninfo if self.settings.listen else None,
                 timeout_s=self.settings.timeout_s,
+                wake=self.settings.wake,
             )
         return self._room
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
+
+T = TypeVar("T")
 
 _UUID: Final = 2950
 _TEXT: Final = 25
@@ -26,6 +28,7 @@ _pack_int8: Final = struct.Struct("!q").pack
 _pack_float8: Final = struct.Struct("!d").pack
 _unpack_int4: Final = struct.Struct("!i").unpack_from
 _unpack_int8: Final = struct.Struct("!q").unpack_from
+_unpack_float8: Final = struct.Struct("!d").unpack_from
 # Of one dimension: dimensions, has nulls, type of elements, length, lower bound.
 _pack_array: Final = struct.Struct("!iiIii").pack
 _pack_empty_array: Final = struct.Struct("!iiI").pack
@@ -77,6 +80,7 @@ ENCODERS: Final[dict[str, Callable[[Any], bytes]]] = {
     "bytea[]": _byteas,
     "float8": _pack_float8,
     "int4": _pack_int4,
+    "int8": _pack_int8,
     "text": str.encode,
     "text[]": _texts,
     "timestamptz": _timestamptz,
@@ -100,6 +104,11 @@ def _to_int8(data: bytes) -> int:
     return value
 
 
+def _to_float8(data: bytes) -> float:
+    value: float = _unpack_float8(data)[0]
+    return value
+
+
 def _to_timestamptz(data: bytes) -> datetime:
     return _EPOCH + timedelta(microseconds=_to_int8(data))
 
@@ -108,16 +117,23 @@ def _to_uuid(data: bytes) -> UUID:
     return UUID(bytes=data)
 
 
-def _to_texts(data: bytes) -> list[str]:
-    if _to_int4(data) == 0:
-        return []
-    texts: list[str] = []
-    (count,), position = _unpack_int4(data, 12), 20
-    for _ in range(count):
-        (size,) = _unpack_int4(data, position)
-        position += 4 + size
-        texts.append(data[position - size : position].decode())
-    return texts
+def _to_array(of: Callable[[bytes], T]) -> Callable[[bytes], list[T | None]]:
+    def to_array(data: bytes) -> list[T | None]:
+        if _to_int4(data) == 0:
+            return []
+        items: list[T | None] = []
+        (count,), position = _unpack_int4(data, 12), 20
+        for _ in range(count):
+            (size,) = _unpack_int4(data, position)
+            position += 4
+            if size < 0:
+                items.append(None)
+                continue
+            items.append(of(data[position : position + size]))
+            position += size
+        return items
+
+    return to_array
 
 
 def _to_nothing(data: bytes) -> None:
@@ -127,11 +143,15 @@ def _to_nothing(data: bytes) -> None:
 DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "bool": _to_bool,
     "bytea": _same,
+    "bytea[]": _to_array(_same),
+    "float8": _to_float8,
     "int4": _to_int4,
+    "int4[]": _to_array(_to_int4),
     "int8": _to_int8,
     "text": bytes.decode,
-    "text[]": _to_texts,
+    "text[]": _to_array(bytes.decode),
     "timestamptz": _to_timestamptz,
+    "timestamptz[]": _to_array(_to_timestamptz),
     "uuid": _to_uuid,
     "void": _to_nothing,
 }

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import kedge_client._calls as calls
+import kedge_client._reads as reads
 from kedge.durations import Duration
 from kedge.refs import WorkflowRef
 from kedge.run_state import RunStatus
+from kedge_client._async_control import AsyncRunControl
 from kedge_client._lent import AnyConnection
-from kedge_client._requests import check_reason
 from kedge_client._results import Wait
 from kedge_client._run_refs import BaseRunHandle
+from kedge_client._sync_control import SyncRunControl
 from kedge_client._views import RunView
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 Out_co = TypeVar("Out_co", covariant=True)
 
 
-class RunHandle(BaseRunHandle[Out_co]):
+class RunHandle(BaseRunHandle[Out_co], SyncRunControl):
     """A run, seen through a `Client`."""
 
     __slots__ = ("_core",)
@@ -78,22 +80,10 @@ class RunHandle(BaseRunHandle[Out_co]):
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return self._core.call(calls.get(self._id, resource=self._resource))
-
-    def cancel(self, *, reason: str | None = None) -> RunStatus:
-        """
-        Ask for the run's end, and return its status as it was when asked. Repeats are harmless.
-
-        Raises:
-            InvalidRunStateError: It has completed or failed.
-            RunNotFoundError: There is no such run.
-        """
-        said = check_reason(reason)
-        wake = self._core.settings.wake
-        return self._core.call(calls.cancel(self._id, resource=self._resource, reason=said, wake=wake))
+        return self._core.call(reads.get(self._id, resource=self._resource))
 
 
-class AsyncRunHandle(BaseRunHandle[Out_co]):
+class AsyncRunHandle(BaseRunHandle[Out_co], AsyncRunControl):
     """A run, seen through an `AsyncClient`."""
 
     __slots__ = ("_core",)
@@ -149,16 +139,4 @@ class AsyncRunHandle(BaseRunHandle[Out_co]):
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return await self._core.call(calls.get(self._id, resource=self._resource))
-
-    async def cancel(self, *, reason: str | None = None) -> RunStatus:
-        """
-        Ask for the run's end, and return its status as it was when asked. Repeats are harmless.
-
-        Raises:
-            InvalidRunStateError: It has completed or failed.
-            RunNotFoundError: There is no such run.
-        """
-        said = check_reason(reason)
-        wake = self._core.settings.wake
-        return await self._core.call(calls.cancel(self._id, resource=self._resource, reason=said, wake=wake))
+        return await self._core.call(reads.get(self._id, resource=self._resource))

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import weakref
 from time import monotonic
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from kedge.durations import Duration, parse_duration
 from kedge.errors import (
     ResultTimeoutError,
     RunCancelledError,
+    RunCrashedError,
+    RunDeadlineError,
     RunFailedError,
     RunNotFoundError,
     TransactionStateError,
 )
-from kedge.failures import decode_error
+from kedge.failures import decode_error, kind_of
 from kedge.refs import WorkflowRef
 from kedge.run_state import TERMINAL, RunStatus
 from kedge_client._lent import AnyConnection, is_idle, is_in_transaction
 
 T = TypeVar("T")
+
+# What the engine ends runs with, and not their handlers.
+_FAILURES: Final[dict[str, type[RunFailedError]]] = {kind_of(cls): cls for cls in (RunDeadlineError, RunCrashedError)}
 
 
 class ResultRow(NamedTuple):
@@ -110,7 +115,7 @@ class Wait(Generic[T]):
 
         Raises:
             DomainError: One that the ref declares, as its class.
-            RunFailedError: Any other error.
+            RunFailedError: Any other error; RunDeadlineError and RunCrashedError are such.
             RunCancelledError: It was cancelled.
             NotDecodableError: The ref's type does not fit what is stored.
         """
@@ -118,7 +123,8 @@ class Wait(Generic[T]):
             return self._ref.decode_output(row.output or b"")
         if row.status == "cancelled":
             raise RunCancelledError(row.id, row.reason)
-        failure = RunFailedError(row.id, decode_error(row.error))
+        error = decode_error(row.error)
+        failure = _FAILURES.get(error.kind, RunFailedError)(row.id, error)
         declared = self._ref.domain_error(failure.error)
         if declared is not None:
             raise declared from failure

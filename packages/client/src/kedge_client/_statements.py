@@ -89,6 +89,8 @@ _START_PARAMETERS: Final = {
     "start_at": "timestamptz",
     "tags": "text[]",
     "strict": "bool",
+    "timeout_s": "float8",
+    "singleton": "text",
 }
 _START_COLUMNS: Final = ("uuid", "bool", "text", "text")
 _START_CALL: Final = f"kedge.start_run_v1({', '.join(f'{{{name}}}' for name in _START_PARAMETERS)})"
@@ -97,11 +99,13 @@ START: Final = Statement(
     "start", f"select r.run_id, r.created, r.status, r.conflict from {_START_CALL} r", _START_PARAMETERS, _START_COLUMNS
 )
 
-# For a caller's own transaction: one round trip, and the doorbell rings if and when the caller commits.
+# For a caller's own transaction: one round trip, and the doorbell rings if and when the caller commits. A run that
+# takes another one's place has sent letters, which everybody can sort.
 START_AND_RING: Final = Statement(
     "start_and_ring",
     "select r.run_id, r.created, r.status, r.conflict,"
-    " case when r.created and r.status = 'pending' then kedge.ring_on_commit_v1({queue}, {workflow}) end"
+    " case when r.created and r.status = 'pending' then kedge.ring_on_commit_v1({queue}, {workflow})"
+    " when r.created and {singleton} = 'cancel_old' then kedge.ring_on_commit_v1(null, null) end"
     f" from {_START_CALL} r",
     _START_PARAMETERS,
     (*_START_COLUMNS, "void"),
@@ -122,6 +126,8 @@ _START_MANY_PARAMETERS: Final = {
     "start_at": "timestamptz",
     "tags": "text[]",
     "strict": "bool",
+    "timeout_s": "float8",
+    "singleton": "text",
 }
 START_MANY: Final = Statement(
     "start_many",
@@ -138,122 +144,4 @@ RING: Final = Statement("ring", "select kedge.ring_v1({queue}, {workflow})", _RI
 
 RING_ON_COMMIT: Final = Statement(
     "ring_on_commit", "select kedge.ring_on_commit_v1({queue}, {workflow})", _RING_PARAMETERS, ("void",)
-)
-
-_CANCEL_PARAMETERS: Final = {"letter": "uuid", "run": "uuid", "resource": "text", "reason": "text"}
-_CANCEL_CALL: Final = "kedge.cancel_run_v1({letter}, {run}, {resource}, {reason})"
-
-CANCEL: Final = Statement(
-    "cancel", f"select r.accepted, r.status from {_CANCEL_CALL} r", _CANCEL_PARAMETERS, ("bool", "text")
-)
-
-# Everybody can sort a letter, so it rings for any queue and workflow.
-CANCEL_AND_RING: Final = Statement(
-    "cancel_and_ring",
-    "select r.accepted, r.status, case when r.accepted then kedge.ring_on_commit_v1(null, null) end"
-    f" from {_CANCEL_CALL} r",
-    _CANCEL_PARAMETERS,
-    ("bool", "text", "void"),
-)
-
-RESULTS: Final = Statement(
-    "results",
-    "select r.id, r.status, r.resource, r.reason, r.output, r.error from kedge.results_v1({ids}) r",
-    {"ids": "uuid[]"},
-    ("uuid", "text", "text", "text", "bytea", "bytea"),
-)
-
-WATCH: Final = Statement(
-    "watch", "select kedge.watch_v1({ids}, {channel})", {"ids": "uuid[]", "channel": "text"}, ("void",)
-)
-
-UNWATCH: Final = Statement(
-    "unwatch", "select kedge.unwatch_v1({ids}, {channel})", {"ids": "uuid[]", "channel": "text"}, ("void",)
-)
-
-_RUN_COLUMNS: Final = {
-    "id": "uuid",
-    "workflow": "text",
-    "status": "text",
-    "queue": "text",
-    "priority": "int4",
-    "resource": "text",
-    "key": "text",
-    "parent_id": "uuid",
-    "attempt": "int4",
-    "crashes": "int4",
-    "epoch": "int4",
-    "created_at": "timestamptz",
-    "started_at": "timestamptz",
-    "since": "timestamptz",
-    "due_at": "timestamptz",
-    "deadline_at": "timestamptz",
-    "ended_at": "timestamptz",
-    "request": "text",
-    "reason": "text",
-    "meta": "bytea",
-    "tags": "text[]",
-    "input": "bytea",
-    "output": "bytea",
-    "error": "bytea",
-}
-_WITH_PAYLOADS: Final = ", ".join(f"g.{name}" for name in _RUN_COLUMNS)
-# A page of 200 runs could hold 400 MiB of them.
-_WITHOUT_PAYLOADS: Final = _WITH_PAYLOADS.replace("g.input, g.output,", "null, null,")
-
-GET: Final = Statement(
-    "get",
-    f"select {_WITH_PAYLOADS} from kedge.get_runs_v1({{ids}}, {{resource}}) g",
-    {"ids": "uuid[]", "resource": "text"},
-    tuple(_RUN_COLUMNS.values()),
-)
-
-LAST: Final = Statement(
-    "last",
-    f"select {_WITH_PAYLOADS} from kedge.get_runs_v1(kedge.list_run_ids_v1("
-    "{workflow}, null, {resource}, null, null, null, null, 1, null, false), null) g",
-    {"workflow": "text", "resource": "text"},
-    tuple(_RUN_COLUMNS.values()),
-)
-
-LIST: Final = Statement(
-    "list",
-    f"select {_WITHOUT_PAYLOADS} from kedge.get_runs_v1(kedge.list_run_ids_v1("
-    "{workflow}, {statuses}, {resource}, {parent}, {tag}, {since}, {until}, {limit}, {after}, {backward}), null) g"
-    " order by g.id desc",
-    {
-        "workflow": "text",
-        "statuses": "text[]",
-        "resource": "text",
-        "parent": "uuid",
-        "tag": "text",
-        "since": "timestamptz",
-        "until": "timestamptz",
-        "limit": "int4",
-        "after": "uuid",
-        "backward": "bool",
-    },
-    tuple(_RUN_COLUMNS.values()),
-)
-
-COUNT: Final = Statement(
-    "count",
-    "select kedge.count_runs_v1({workflow}, {statuses}, {resource}, {tag}, {since}, {until})",
-    {
-        "workflow": "text",
-        "statuses": "text[]",
-        "resource": "text",
-        "tag": "text",
-        "since": "timestamptz",
-        "until": "timestamptz",
-    },
-    ("int8",),
-)
-
-STEPS: Final = Statement(
-    "steps",
-    "select s.seq, s.key, s.kind, s.at, s.took_ms, s.epoch, s.value, s.meta from kedge.steps_v1({run}, {resource}) s"
-    " order by s.seq",
-    {"run": "uuid", "resource": "text"},
-    ("int4", "text", "text", "timestamptz", "int4", "int4", "bytea", "bytea"),
 )

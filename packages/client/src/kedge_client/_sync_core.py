@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 from uuid import UUID
 
@@ -19,12 +19,14 @@ from kedge_client._driving import drive
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
+from kedge_client._letters import Letter
 from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row, rows_of
 from kedge_client._settings import ClientSettings
 from kedge_client._sync_connections import SyncConnection, SyncConnections
 from kedge_client._waiting_thread import WaitingThread
+from kedge_client._watching import RunEvent, Watching
 
 T = TypeVar("T")
 
@@ -81,6 +83,13 @@ class SyncCore:
     def start(self, one: Start) -> Started:
         """Start one run."""
         return self.call(calls.start(one, wake=self.settings.wake))
+
+    def post(self, letter: Letter[T], conn: SyncConnection | None) -> T:
+        """Put a letter into the inbox, in the caller's transaction if there is one."""
+        wake = self.settings.wake
+        if conn is None:
+            return self.call(letter.call(wake=wake))
+        return letter.read(self.execute_in(conn, letter.here(wake=wake))[0])
 
     def execute_in(
         self, conn: SyncConnection, commands: Iterable[Command], *, explain: Explain | None = None
@@ -139,6 +148,34 @@ class SyncCore:
             if wait.is_over(row, must_exist=must_exist) and row is not None:
                 return wait.value(row)
         return wait.value(self._waiting_thread().wait(wait))
+
+    def watch(self, watching: Watching) -> Generator[RunEvent]:
+        """Look at a run whenever something may have happened to it, until it has ended. Holds nothing between looks."""
+        bell = threading.Event()
+        thread: WaitingThread | None = None
+        try:
+            while not watching.has_ended:
+                bell.clear()
+                yield from self._news(watching)
+                if watching.has_more or watching.has_ended:
+                    continue
+                if thread is None and self.settings.listen:
+                    thread = self._waiting_thread()
+                    thread.observe(watching.run_id, bell.set)
+                bell.wait(watching.pause_s)
+        finally:
+            if thread is not None:
+                thread.unobserve(watching.run_id, bell.set)
+
+    def _news(self, watching: Watching) -> list[RunEvent]:
+        try:
+            return self.call(watching.look())
+        except UnavailableError:
+            # An outage ends no watch that has begun: the run goes on when it is over.
+            if not watching.has_begun:
+                raise
+            watching.failed()
+            return []
 
     def close(self) -> None:
         """Close what the client has opened."""

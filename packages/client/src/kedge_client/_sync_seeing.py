@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-import kedge_client._calls as calls
+import kedge_client._reads as reads
+from kedge.progress import Progress
 from kedge.refs import WorkflowRef
 from kedge.run_state import RunStatus
 from kedge_client._pages import MAX_LIMIT, filters, narrowed, place, workflow_name
 from kedge_client._run_refs import RunRef, run_id_of
+from kedge_client._step_views import StepView
 from kedge_client._sync_core import SyncCore
-from kedge_client._views import Page, RunView, StepView
+from kedge_client._views import Page, RunView
+from kedge_client._watching import RunEvent, Watching
 
 
 class SyncSeeing:
@@ -28,21 +31,58 @@ class SyncSeeing:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return self._core.call(calls.get(run_id_of(run), resource=self._resource))
+        return self._core.call(reads.get(run_id_of(run), resource=self._resource))
 
     def last(self, ref: WorkflowRef[Any, Any], /, *, resource: str | None = None) -> RunView | None:
         """Return the workflow's newest run, of a resource if one is given; None if there is none."""
         found = narrowed(filters(workflow=ref, resource=resource), self._resource)
-        return self._core.call(calls.last(workflow_name(ref), resource=found.resource)) if found else None
+        return self._core.call(reads.last(workflow_name(ref), resource=found.resource)) if found else None
 
     def steps(self, run: RunRef, /) -> list[StepView]:
         """
-        Return what is kept of a run's steps, in the order in which their outcomes reached the handler.
+        Return what became of a run's steps, in the order in which it reached the handler, and then what is open.
+
+        Also of its waits, children and everything else that a handler asks for. All in one answer: a run has at most
+        10,000 of them.
 
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return self._core.call(calls.steps(run_id_of(run), resource=self._resource))
+        return self._core.call(reads.steps(run_id_of(run), resource=self._resource))
+
+    def progress(self, run: RunRef, /) -> Progress:
+        """
+        Return how far a run is.
+
+        As its handler says; else by the steps that its definition declares; else by those that the last run needed that
+        had completed when this one began.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+        """
+        return self._core.call(reads.progress(run_id_of(run), resource=self._resource))
+
+    def watch(self, run: RunRef, /, *, after: int = 0) -> Iterator[RunEvent]:
+        """
+        Walk what happens to a run, from its beginning or from where an earlier walk has stopped, until its end.
+
+        Each step that is kept, each line of its log and each note about a letter comes once, in order. Its status and
+        progress come as they are now, at first and when they have changed; those that lasted shorter than a look may be
+        missed. The status with which it ends is the last event: watch a run that is retried afterwards again.
+
+        Pushed by NOTIFY where a listener is possible; else, and in case, it looks each second, slowing down to every
+        five while nothing happens. Holds no pooled connection between looks. An outage of the database is waited for.
+
+        Args:
+            run: A handle, a view or an id.
+            after: `seq` of the last event that was seen.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            InvalidOptionError: `after` is no seq.
+        """
+        watching = Watching(run_id_of(run), after, resource=self._resource)
+        yield from self._core.watch(watching)
 
     def list_runs(
         self,
@@ -85,7 +125,7 @@ class SyncSeeing:
         )
         where = place(asked, limit=limit, cursor=cursor)
         found = narrowed(asked, self._resource)
-        return self._core.call(calls.list_page(asked, found, where)) if found else Page([])
+        return self._core.call(reads.list_page(asked, found, where)) if found else Page([])
 
     def iter_runs(
         self,
@@ -130,4 +170,4 @@ class SyncSeeing:
         """Count runs, exactly: with a long history narrow it down."""
         asked = filters(workflow=workflow, status=status, resource=resource, tag=tag, since=since, until=until)
         found = narrowed(asked, self._resource)
-        return self._core.call(calls.count(found)) if found else 0
+        return self._core.call(reads.count(found)) if found else 0

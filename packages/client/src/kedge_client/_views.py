@@ -1,29 +1,33 @@
-"""What a client sees of a run and of its steps: frozen values, made from rows."""
+"""What a client sees of a run: frozen values, made from rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET
 
+from kedge.definitions import DefinitionTerms
 from kedge.errors import ErrorInfo, PayloadError
 from kedge.failures import decode_error
 from kedge.names import VERSION_SIGN
+from kedge.options import DEFAULT_QUEUE
+from kedge.retry import Retry
 from kedge.run_meta import RunMeta
 from kedge.run_state import RunStatus
-from kedge.wire import decoder
+from kedge_client._plain import plain, plain_mapping
 from kedge_client._round_trip import Row
+from kedge_client._step_views import AttemptView, WaitRow, WaitView, attempt_view, event_name, wait_view
 
 T = TypeVar("T")
 
-Origin: TypeAlias = Literal["request", "ref", "engine"]
-StepKind: TypeAlias = Literal["step", "transaction", "failed", "interrupted"]
+Origin: TypeAlias = Literal["request", "ref", "definition", "engine"]
 
-_ENGINE: Final[dict[str, object]] = {"queue": "default", "priority": 0}
+_ENGINE: Final[dict[str, object]] = {"queue": DEFAULT_QUEUE, "priority": 0}
 
 
 class RunOption(msgspec.Struct, frozen=True):
@@ -31,6 +35,14 @@ class RunOption(msgspec.Struct, frozen=True):
 
     value: object
     origin: Origin
+
+
+class NoteView(msgspec.Struct, frozen=True):
+    """What became of a letter that wanted something of a run: a pause, a resume, a retry."""
+
+    at: datetime
+    message: str
+    """Such as `pause: done`, or `retry: refused, the run is completed`."""
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +60,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """The idempotency key."""
     tags: tuple[str, ...]
     metadata: Mapping[str, Any]
+    """What the handler has set, as a whole over what the start said."""
     parent_id: UUID | None
     attempt: int
     """How often it failed and was tried again."""
@@ -63,13 +76,28 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     due_at: datetime | None
     """When a waiting run goes on by itself."""
     deadline_at: datetime | None
+    """When it fails by itself."""
     ended_at: datetime | None
     request: str | None
-    """What somebody asked for and nobody has done yet: `cancelled` or `paused`."""
+    """
+    What is asked for and not done yet: `cancelled`, `paused`, `resumed`, `fast-forwarded`, `retried`; or `failed`, when
+    its deadline has passed and its worker has not let go of it.
+    """
     reason: str | None
     """Why it waits, was cancelled or cannot go on, in words."""
     options: Mapping[str, RunOption]
-    """What was said about it, each with its origin; what is missing is up to the worker."""
+    """
+    `queue`, `priority`, `timeout` (a timedelta, or None) and `retry`, each with its origin. While no worker has ever
+    had a handler for the workflow, those of which neither request nor ref say anything are missing.
+    """
+    waits: tuple[WaitView, ...] = ()
+    """What it waits for, as it began; a thousand at most. Empty in lists."""
+    unread_events: Mapping[str, int] = {}
+    """How many have been sent and not been read, by the event's name. Empty in lists."""
+    notes: tuple[NoteView, ...] = ()
+    """What became of letters to it, the newest ten, newest first. Empty in lists."""
+    attempts: tuple[AttemptView, ...] = ()
+    """Attempts of the run that failed and were followed by another, the newest ten, newest first. Empty in lists."""
     input: object = None
     """In plain values. None in lists, since payloads are large."""
     output: object = None
@@ -83,27 +111,6 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
         return f"<RunView {self.workflow}{version} {self.id} {self.status}>"
 
 
-class StepView(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a step, in the order in which outcomes reached the handler."""
-
-    seq: int
-    key: str
-    """Branch, id and number."""
-    kind: StepKind
-    """`failed`: handed to the handler as an error. `interrupted`: by the handler's own code, a timeout for example."""
-    at: datetime
-    """When it was kept."""
-    took: timedelta
-    epoch: int
-    """Which claim of the run kept it."""
-    value: object = None
-    """In plain values."""
-    error: ErrorInfo | None = None
-
-    def __repr__(self) -> str:
-        return f"<StepView {self.seq} {self.key} {self.kind}>"
-
-
 class Page(msgspec.Struct, Generic[T], frozen=True):
     """One page of a list, newest first."""
 
@@ -114,105 +121,155 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
     """For the page of newer ones; None on the first page."""
 
 
-def run_view(row: Row) -> RunView:
-    """Make a view of a row of get_runs_v1."""
-    (
-        run_id,
-        workflow,
-        status,
-        queue,
-        priority,
-        resource,
-        key,
-        parent_id,
-        attempt,
-        crashes,
-        epoch,
-        created_at,
-        started_at,
-        since,
-        due_at,
-        deadline_at,
-        ended_at,
-        request,
-        reason,
-        meta,
-        tags,
-        input_,
-        output,
-        error,
-    ) = row
-    name, _, version = workflow.partition(VERSION_SIGN)
-    said = RunMeta.decode(meta)
+class RunRow(NamedTuple):
+    """A row of get_runs_v2; what comes as several arrays is null where there is nothing."""
+
+    id: UUID
+    workflow: str
+    status: RunStatus
+    queue: str
+    priority: int
+    resource: str | None
+    key: str | None
+    parent_id: UUID | None
+    attempt: int
+    crashes: int
+    epoch: int
+    created_at: datetime
+    started_at: datetime | None
+    since: datetime
+    due_at: datetime | None
+    deadline_at: datetime | None
+    ended_at: datetime | None
+    timeout_s: float | None
+    request: str | None
+    reason: str | None
+    meta: bytes
+    metadata: bytes | None
+    definition: bytes | None
+    tags: list[str]
+    input: bytes | None
+    output: bytes | None
+    error: bytes | None
+    wait_kinds: list[str] | None
+    wait_keys: list[str] | None
+    wait_slots: list[str | None] | None
+    wait_opened_ats: list[datetime] | None
+    wait_due_ats: list[datetime | None] | None
+    wait_attempts: list[int] | None
+    wait_states: list[bytes] | None
+    unread_slots: list[str] | None
+    unread_counts: list[int] | None
+    note_ats: list[datetime] | None
+    notes: list[str] | None
+    failure_attempts: list[int] | None
+    failure_ats: list[datetime] | None
+    failure_took_ms: list[int] | None
+    failure_errors: list[bytes] | None
+
+
+def run_view(values: Row) -> RunView:
+    """Make a view of a row of get_runs_v2."""
+    row = RunRow._make(values)
+    name, _, version = row.workflow.partition(VERSION_SIGN)
+    said = RunMeta.decode(row.meta)
     return RunView(
-        id=run_id,
+        id=row.id,
         workflow=name,
         version=version or None,
-        status=status,
-        queue=queue,
-        priority=priority,
-        resource=resource,
-        key=key,
-        tags=tuple(tags),
-        metadata=said.metadata,
-        parent_id=parent_id,
-        attempt=attempt,
-        crashes=crashes,
-        epoch=epoch,
-        created_at=created_at,
-        started_at=started_at,
-        since=since,
-        due_at=due_at,
-        deadline_at=deadline_at,
-        ended_at=ended_at,
-        request=request,
-        reason=reason,
-        options=_options(queue, priority, said),
-        input=_plain(input_, "the run's input"),
-        output=_plain(output, "the run's output"),
-        error=decode_error(error) if error else None,
+        status=row.status,
+        queue=row.queue,
+        priority=row.priority,
+        resource=row.resource,
+        key=row.key,
+        tags=tuple(row.tags),
+        metadata=said.metadata if row.metadata is None else plain_mapping(row.metadata, "the run's metadata"),
+        parent_id=row.parent_id,
+        attempt=row.attempt,
+        crashes=row.crashes,
+        epoch=row.epoch,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        since=row.since,
+        due_at=row.due_at,
+        deadline_at=row.deadline_at,
+        ended_at=row.ended_at,
+        request=row.request,
+        reason=row.reason,
+        options=_options(row, said),
+        waits=_waits(row),
+        unread_events=_unread(row),
+        notes=tuple(map(NoteView, row.note_ats or (), row.notes or ())),
+        attempts=tuple(
+            map(
+                attempt_view,
+                row.failure_attempts or (),
+                row.failure_ats or (),
+                row.failure_took_ms or (),
+                row.failure_errors or (),
+            )
+        ),
+        input=plain(row.input, "the run's input"),
+        output=plain(row.output, "the run's output"),
+        error=decode_error(row.error) if row.error else None,
     )
 
 
-def step_view(row: Row) -> StepView:
-    """Make a view of a row of steps_v1."""
-    seq, key, kind, at, took_ms, epoch, value, _ = row
-    failed = kind == "failed"
-    return StepView(
-        seq=seq,
-        key=key,
-        kind=kind,
-        at=at,
-        took=timedelta(milliseconds=took_ms),
-        epoch=epoch,
-        value=None if failed else _plain(value, f"step {key!r}"),
-        error=decode_error(value) if failed else None,
+def _waits(row: RunRow) -> tuple[WaitView, ...]:
+    columns = (
+        row.wait_kinds or (),
+        row.wait_keys or (),
+        row.wait_slots or (),
+        row.wait_opened_ats or (),
+        row.wait_due_ats or (),
+        row.wait_attempts or (),
+        row.wait_states or (),
     )
+    return tuple(wait_view(WaitRow._make(wait)) for wait in zip(*columns, strict=True))
 
 
-def _options(queue: str, priority: int, said: RunMeta) -> dict[str, RunOption]:
-    found: dict[str, object] = {"queue": queue, "priority": priority}
+def _unread(row: RunRow) -> dict[str, int]:
+    unread: dict[str, int] = {}
+    for slot, count in zip(row.unread_slots or (), row.unread_counts or (), strict=True):
+        name = event_name(slot)
+        unread[name] = unread.get(name, 0) + count
+    return dict(sorted(unread.items()))
+
+
+def _options(row: RunRow, said: RunMeta) -> dict[str, RunOption]:
+    options = {
+        name: RunOption(value, "request" if name in said.asked else "engine" if _ENGINE[name] == value else "ref")
+        for name, value in (("queue", row.queue), ("priority", row.priority))
+    }
+    defined = _definition(row.definition)
     if said.timeout_s is not UNSET:
-        found["timeout"] = None if said.timeout_s is None else timedelta(seconds=said.timeout_s)
+        options["timeout"] = RunOption(_duration(said.timeout_s), _said("timeout", said))
+    elif row.timeout_s is not None:
+        # What the definition said when the run was claimed first.
+        options["timeout"] = RunOption(_duration(row.timeout_s), "definition")
+    elif defined is not None and defined.timeout_s is not UNSET:
+        options["timeout"] = RunOption(_duration(defined.timeout_s), "definition")
+    elif defined is not None:
+        options["timeout"] = RunOption(None, "engine")
     if said.retry is not None:
-        found["retry"] = said.retry.retry()
-    return {name: RunOption(value, _origin(name, value, said)) for name, value in found.items()}
+        options["retry"] = RunOption(said.retry.retry(), _said("retry", said))
+    elif defined is not None and defined.retry is not None:
+        options["retry"] = RunOption(defined.retry.retry(), "definition")
+    elif defined is not None:
+        options["retry"] = RunOption(Retry.NEVER, "engine")
+    return options
 
 
-def _origin(name: str, value: object, said: RunMeta) -> Origin:
-    if name in said.asked:
-        return "request"
-    return "engine" if name in _ENGINE and _ENGINE[name] == value else "ref"
+def _said(name: str, said: RunMeta) -> Origin:
+    return "request" if name in said.asked else "ref"
 
 
-_decode_plain: Final = decoder(Any)
-
-
-def _plain(payload: bytes | None, where: str) -> object:
-    if not payload:
-        return None
+def _definition(payload: bytes | None) -> DefinitionTerms | None:
     try:
-        return _decode_plain(payload, where=where)
+        return None if payload is None else DefinitionTerms.decode(payload)
     except PayloadError:
-        # A list or a view must not fail for one damaged row; whoever decodes by type is told.
-        return payload
+        return None
+
+
+def _duration(seconds: float | None) -> timedelta | None:
+    return None if seconds is None or math.isinf(seconds) else timedelta(seconds=seconds)

@@ -1,9 +1,10 @@
 """
-Where everybody sits who waits for a run's end: one listener for all of them, or one polling query.
+Where everybody sits who waits for a run's end, or watches all that happens to it: one listener, or one polling query.
 
 Pushed: register the ids, look, then wait to be told and look again. Whoever ends a run takes the registrations after
 the commit, so either the look sees the end or the end sees the registration. Both are unlogged and told without an
 acknowledgement, so there is a look at all of them every five seconds too, and everything again after a reconnect.
+Who watches looks for itself; here it is only rung for.
 Works on one event loop; the sync client gives it a thread with a loop of its own.
 """
 
@@ -24,14 +25,19 @@ from kedge_client._async_connections import AsyncLink
 from kedge_client._driving import drive_async
 from kedge_client._failures import first_line
 from kedge_client._link import Link
+from kedge_client._read_statements import OBSERVE, RESULTS, UNOBSERVE, UNWATCH, WATCH
 from kedge_client._results import ResultRow
 from kedge_client._round_trip import Answer, Command, Transaction
-from kedge_client._statements import RESULTS, UNWATCH, WATCH, Statement
+from kedge_client._statements import RING, Statement
 
 BACKSTOP_S: Final = 5.0
 """How often the listener looks at all runs that are waited for, told or not."""
 FIRST_POLL_S: Final = 0.1
 LAST_POLL_S: Final = 2.0
+RENEW_S: Final = 30.0
+"""How often an observer is registered again; forgotten after four times that."""
+GOODBYE_S: Final = 1.0
+"""How long close() tries to take back what is registered."""
 LISTEN_AGAIN_S: Final = 1.0
 """How long to poll before the next attempt to listen."""
 BATCH: Final = 1000
@@ -55,6 +61,8 @@ class Waiter:
 
 
 Look = Callable[[list[UUID]], Awaitable[list[ResultRow]]]
+Ring = Callable[[], None]
+_OBSERVED: Final = "observed:"
 
 
 class WaitingRoom:
@@ -66,15 +74,23 @@ class WaitingRoom:
         look: One query for the results of these runs, on a connection of the client's.
         conninfo: How the listener gets its connection; None: poll.
         timeout_s: How long the server may take to answer.
+        wake: Whether to ring for a worker that sorts the letter by which an observer asks to be told.
     """
 
     def __init__(
-        self, *, schema: str, look: Look, conninfo: Callable[[], Awaitable[str]] | None, timeout_s: float
+        self,
+        *,
+        schema: str,
+        look: Look,
+        conninfo: Callable[[], Awaitable[str]] | None,
+        timeout_s: float,
+        wake: bool = True,
     ) -> None:
         self._schema = schema
         self._look = look
         self._conninfo = conninfo
         self._timeout_s = timeout_s
+        self._wake_worker = wake
         self._channel = f"kedge_c_{uuid4().hex}"
         self._waiters: dict[UUID, list[Waiter]] = {}
         self._fresh: set[UUID] = set()
@@ -83,6 +99,12 @@ class WaitingRoom:
         """Ended, says a notification."""
         self._registered: set[UUID] = set()
         """In the database, for all we know."""
+        self._rings: dict[UUID, list[Ring]] = {}
+        """Whom to tell that something has happened to a run."""
+        self._observed: set[UUID] = set()
+        """Runs of which we hear, for all we know."""
+        self._observed_at = 0.0
+        self._closing = False
         self._wake = asyncio.Event()
         self._server: asyncio.Task[None] | None = None
 
@@ -94,8 +116,7 @@ class WaitingRoom:
             RunNotFoundError: It must exist and does not, or it has been removed.
             ClosedClientError: The client was closed meanwhile.
         """
-        if self._server is None or self._server.done():
-            self._server = asyncio.create_task(self._serve(), name="kedge results")
+        self._begin()
         run_id = waiter.run_id
         self._waiters.setdefault(run_id, []).append(waiter)
         self._fresh.add(run_id)
@@ -110,22 +131,53 @@ class WaitingRoom:
                 self._waiters.pop(run_id, None)
                 self._fresh.discard(run_id)
 
+    def observe(self, run_id: UUID, ring: Ring) -> None:
+        """Ring whenever something may have happened to a run, and once when its registration stands."""
+        if self._closing:
+            ring()
+            return
+        self._begin()
+        self._rings.setdefault(run_id, []).append(ring)
+        self._observed.discard(run_id)
+        self._wake.set()
+
+    def unobserve(self, run_id: UUID, ring: Ring) -> None:
+        """Ring no longer."""
+        rings = self._rings.get(run_id, [])
+        if ring in rings:
+            rings.remove(ring)
+        if not rings and self._rings.pop(run_id, None) is not None:
+            self._wake.set()
+
     async def close(self) -> None:
-        """End the listener; whoever still waits gets ClosedClientError."""
+        """End the listener; whoever still waits gets ClosedClientError, and whoever watches is rung."""
+        rung, self._rings = self._rings, {}
         if self._server is not None:
+            self._closing = True
+            self._wake.set()
+            if self._observed:
+                await asyncio.wait({self._server}, timeout=GOODBYE_S)
             self._server.cancel()
             await asyncio.gather(self._server, return_exceptions=True)
+        for ring in (ring for rings in rung.values() for ring in rings):
+            ring()
         self._fail_all(ClosedClientError("the client was closed while a result was awaited"))
+
+    def _begin(self) -> None:
+        if self._server is None or self._server.done():
+            self._server = asyncio.create_task(self._serve(), name="kedge results")
 
     async def _serve(self) -> None:
         try:
             while True:
-                while not self._waiters:
+                while not (self._waiters or self._rings or self._closing):
                     self._wake.clear()
                     await self._wake.wait()
                 begun_at = monotonic()
                 if self._conninfo is not None:
                     await self._listen(self._conninfo)
+                if self._closing:
+                    return
                 if self._conninfo is None:
                     await self._poll(None)
                 elif monotonic() - begun_at < LISTEN_AGAIN_S:
@@ -151,14 +203,16 @@ class WaitingRoom:
             self._conninfo = None
             _log.warning("listening for results is refused, polling for them: %s", first_line(error))
         finally:
+            self._observed.clear()
             link.cut()
 
     async def _serve_by(self, link: AsyncLink) -> None:
         loop = asyncio.get_running_loop()
-        link.conn.add_notify_handler(lambda notify: self._told.update(_ids(notify.payload)))
+        link.conn.add_notify_handler(lambda notify: self._hear_of(notify.payload))
         await self._exchange(link, [[Command(Statement("listen", f"listen {self._channel}", {}, ()), ())]])
         self._fresh.update(self._waiters)
         self._registered.clear()
+        self._observed.clear()
         looked_at = monotonic()
         while True:
             self._wake.clear()
@@ -167,15 +221,21 @@ class WaitingRoom:
             self._fresh, self._told = set(), set()
             # The registration went with the notification.
             self._registered -= told
+            for run_id in told & self._rings.keys():
+                self._ring(run_id)
+            await self._keep_observed(link)
+            if self._closing:
+                return
             look_at = (fresh | told) & self._waiters.keys()
             if monotonic() - looked_at >= BACKSTOP_S:
                 looked_at = monotonic()
                 look_at |= self._waiters.keys()
-                await self._deregister(link, self._registered - self._waiters.keys())
+                await self._deregister(link, self._registered - self._waiters.keys() - self._rings.keys())
             await self._register_and_look(link, fresh, look_at)
             if self._wake.is_set() or self._told:
                 continue
-            backstop = loop.call_later(BACKSTOP_S, self._wake.set) if self._waiters or self._registered else None
+            is_busy = self._waiters or self._registered or self._rings
+            backstop = loop.call_later(BACKSTOP_S, self._wake.set) if is_busy else None
             loop.add_reader(link.fileno, self._wake.set)
             try:
                 await self._wake.wait()
@@ -200,6 +260,33 @@ class WaitingRoom:
             await self._exchange(link, [[Command(UNWATCH, (batch, self._channel))]])
             self._registered.difference_update(batch)
 
+    async def _keep_observed(self, link: AsyncLink) -> None:
+        """Register what is newly watched, renew everything in time, and take back what nobody watches any more."""
+        for ids in _batches(self._observed - self._rings.keys()):
+            await self._exchange(link, [[Command(UNOBSERVE, (ids, self._channel))]])
+            self._observed.difference_update(ids)
+        is_late = monotonic() - self._observed_at >= RENEW_S
+        new = self._rings.keys() - self._observed
+        for ids in _batches(self._rings.keys() if is_late else new):
+            # Its end is told as to those who wait for it. One ring: any worker sorts the letters.
+            transactions: list[Transaction] = [
+                [Command(OBSERVE, (ids, self._channel))],
+                [Command(WATCH, (ids, self._channel))],
+            ]
+            if self._wake_worker and not new.isdisjoint(ids):
+                transactions.append([Command(RING, (None, None))])
+            await self._exchange(link, transactions)
+            self._registered.update(ids)
+            self._observed.update(ids)
+            for run_id in new.intersection(ids):
+                self._ring(run_id)
+        if is_late:
+            self._observed_at = monotonic()
+
+    def _ring(self, run_id: UUID) -> None:
+        for ring in self._rings.get(run_id, ()):
+            ring()
+
     async def _exchange(self, link: AsyncLink, transactions: Sequence[Transaction]) -> list[Answer]:
         answers: list[Answer] = []
         until = monotonic() + self._timeout_s
@@ -214,7 +301,14 @@ class WaitingRoom:
         pgconn = link.conn.pgconn
         pgconn.consume_input()
         while notify := pgconn.notifies():
-            self._told.update(_ids(notify.extra.decode()))
+            self._hear_of(notify.extra.decode())
+
+    def _hear_of(self, payload: str) -> None:
+        if payload.startswith(_OBSERVED):
+            for run_id in _ids(payload.removeprefix(_OBSERVED)):
+                self._ring(run_id)
+        else:
+            self._told.update(_ids(payload))
 
     async def _poll(self, until: float | None) -> None:
         """Serve by looking, every 0.1 s at first, doubling to 2 s; from the start again when somebody comes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
@@ -42,6 +43,7 @@ class WaitingThread:
             look=look_async,
             conninfo=conninfo_async if settings.listen else None,
             timeout_s=settings.timeout_s,
+            wake=settings.wake,
         )
         self._thread = threading.Thread(target=self._run, name="kedge results", daemon=True)
         self._thread.start()
@@ -70,6 +72,18 @@ class WaitingThread:
             raise wait.time_is_up(waiters[0].status if waiters else None) from None
         finally:
             future.cancel()
+
+    def observe(self, run_id: UUID, ring: Callable[[], None]) -> None:
+        """Ring, from the thread, whenever something may have happened to a run."""
+        try:
+            self._loop.call_soon_threadsafe(self._room.observe, run_id, ring)
+        except RuntimeError:  # the thread has ended: the next look will say that the client is closed
+            ring()
+
+    def unobserve(self, run_id: UUID, ring: Callable[[], None]) -> None:
+        """Ring no longer."""
+        with suppress(RuntimeError):  # the thread has ended
+            self._loop.call_soon_threadsafe(self._room.unobserve, run_id, ring)
 
     def close(self) -> None:
         """End the thread; whoever waits in it gets ClosedClientError."""

@@ -7,7 +7,7 @@ returns table (
     input bytea, output bytea, error bytea)
 language sql stable as $$
     select a.id, a.workflow, a.status, a.queue, a.priority, a.resource, a.key, a.parent_id, a.attempt, a.crashes, a.epoch,
-           j.at, a.started_at, a.since, a.due_at, a.deadline_at, a.ended_at,
+           j.at, a.started_at, a.since, a.due_at, nullif(a.deadline_at, 'infinity'), a.ended_at,
            coalesce(a.request, (select 'cancelled' from kedge.inbox i where i.run_id = a.id and i.kind = 'x' limit 1)),
            a.reason, j.meta,
            array(select t.tag from kedge.run_tags t where t.run_id = a.id order by t.tag), j.value, a.output, a.error
