@@ -27,7 +27,7 @@ _JOINS: Final = frozenset(
     }
 )
 _UNORDERED: Final = frozenset({"as_completed", "as_completed.<locals>.<setcomp>", "_AsCompletedIterator.__init__"})
-_FOLDERS: Final = {
+FOLDERS: Final = {
     "asyncio": asyncio.__file__.removesuffix("__init__.py"),
     "anyio": anyio.__file__.removesuffix("__init__.py"),
 }
@@ -47,7 +47,7 @@ def joins_tasks_only(task: asyncio.Task[Any]) -> bool:
 def is_made_in_no_order() -> bool:
     """Whether the task that is being made comes from `as_completed`, which makes tasks of a set of coroutines."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001  # inspect.currentframe() is this, too
-    while frame is not None and frame.f_code.co_filename.startswith(_FOLDERS["asyncio"]):
+    while frame is not None and frame.f_code.co_filename.startswith(FOLDERS["asyncio"]):
         if frame.f_code.co_qualname in _UNORDERED:
             return True
         frame = frame.f_back
@@ -71,7 +71,7 @@ def _frames(task: asyncio.Task[Any]) -> list[Any]:
 def _is_join(frame: Any) -> bool:
     code: CodeType = frame.f_code
     for package, name in _JOINS:
-        if code.co_qualname == name and code.co_filename.startswith(_FOLDERS[package]):
+        if code.co_qualname == name and code.co_filename.startswith(FOLDERS[package]):
             # asyncio.wait(timeout=...) and as_completed(timeout=...) go on by themselves.
             return frame.f_locals.get("timeout_handle") is None and frame.f_locals.get("timeout") is None
     return False
