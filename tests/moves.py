@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -241,6 +241,56 @@ def keep(session: Session, worker: UUID, run: Claimed, seq: int | None = None, v
     return session.count(
         statement("KEEP"), (worker, [run.id], [number], [run.epoch], [1], ["s"], [f"step{number}"], [value], None)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One row of `start_children`."""
+
+    parent: Claimed
+    seq: int
+    id: UUID
+    key: str = "child"
+    workflow: str = WORKFLOW
+    queue: str = QUEUE
+    priority: int = 0
+    resource: str | None = None
+    due: datetime | None = None
+    delay_s: float | None = None
+    timeout_s: float | None = None
+    tags: Sequence[str] | None = None
+    dependent: bool = False
+    watched: bool = True
+
+
+def start_children(session: Session, worker: UUID, children: Sequence[Child]) -> int:
+    """`start_children` alone, without the journal rows before it."""
+    number: int = session.value(
+        "select kedge.start_children($1, $2::uuid[], $3::int[], $4::int[], $5::text[], $6::uuid[], $7::text[],"
+        " $8::text[], $9::int[], $10::bytea[], $11::bytea[], $12::text[], $13::timestamptz[], $14::float8[],"
+        " $15::float8[], $16::text[], $17::boolean[], $18::boolean[])",
+        (
+            worker,
+            [child.parent.id for child in children],
+            [child.parent.epoch for child in children],
+            [child.seq for child in children],
+            [child.key for child in children],
+            [child.id for child in children],
+            [child.workflow for child in children],
+            [child.queue for child in children],
+            [child.priority for child in children],
+            [b"\x01null"] * len(children),
+            [b""] * len(children),
+            [child.resource for child in children],
+            [child.due for child in children],
+            [child.delay_s for child in children],
+            [child.timeout_s for child in children],
+            [None if child.tags is None else "\x1f".join(child.tags) for child in children],
+            [child.dependent for child in children],
+            [child.watched for child in children],
+        ),
+    )
+    return number
 
 
 def end(

@@ -1,5 +1,8 @@
 """A start meets its own repeat, its equals, its caller's transaction, and the workers."""
 
+from datetime import timedelta
+from math import inf, nan
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -114,6 +117,30 @@ def test_a_repeated_bulk_start_leaves_runs_that_have_ended_alone(db: Session) ->
 
     assert [(place, one.status) for place, one in answer] == [(1, "completed"), (2, "completed"), (3, "pending")]
     assert [claimed.id for claimed in moves.claim_alone(db, worker)] == [runs[2]]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_id_that_is_there_twice_in_a_bulk_start_is_a_repeat(db: Session, before: bool) -> None:
+    first, twice, last = (new_run_id() for _ in range(3))
+    if before:
+        moves.start_many(db, [last], tags=["a"])
+
+    moves.start_many(db, [first, twice, twice, last], tags=["a"])
+
+    assert moves.statuses(db) == dict.fromkeys([first, twice, last], "pending")
+    assert db.value("select count(*) from kedge.run_tags") == 3
+    assert db.value("select count(*) from kedge.journal") == 3
+
+
+@pytest.mark.parametrize("options", [{"keys": ["a", "b", "a"]}, {"keys": ["a", "b", "a"], "singleton": "cancel_old"}])
+def test_an_id_that_is_there_twice_with_its_key_is_a_repeat(db: Session, options: Any) -> None:
+    twice, other = new_run_id(), new_run_id()
+
+    answer = moves.start_many(db, [twice, other, twice], **options)
+
+    assert answer == [] or [(place, one.run, one.created) for place, one in answer] == [(3, twice, True)]
+    assert moves.statuses(db) == dict.fromkeys([twice, other], "pending")
+    assert moves.letters(db) == []
 
 
 def test_a_start_that_is_rolled_back_leaves_nothing(db: Session) -> None:
@@ -278,6 +305,50 @@ def test_a_start_that_commits_late_is_claimed_though_its_place_is_below_the_floo
 
     assert above == []
     assert [claimed.id for claimed in anew] == [late]
+
+
+# ---- timeouts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("delay_s", [None, 3600.0])
+def test_a_timeout_counts_from_when_the_run_is_due(db: Session, delay_s: float | None, many: bool) -> None:
+    run = new_run_id()
+    if many:
+        moves.start_many(db, [run], timeout_s=90, delay_s=delay_s)
+    else:
+        moves.start(db, run, timeout_s=90, delay_s=delay_s)
+
+    row = moves.run_row(db, run)
+    assert row["timeout_s"] == 90
+    assert row["deadline_at"] - (row["due_at"] or row["since"]) == timedelta(seconds=90)
+    assert (row["due_at"] is None) == (delay_s is None)
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("timeout_s", [None, inf])
+def test_no_timeout_is_another_thing_than_one_that_is_not_known_yet(
+    db: Session, timeout_s: float | None, many: bool
+) -> None:
+    run = new_run_id()
+    if many:
+        moves.start_many(db, [run], timeout_s=timeout_s)
+    else:
+        moves.start(db, run, timeout_s=timeout_s)
+
+    row = moves.run_row(db, run)
+    assert (row["timeout_s"], row["deadline_at"]) == (timeout_s, None)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, nan, -inf, 1e10])
+def test_a_timeout_that_makes_no_sense_is_refused(db: Session, timeout_s: float) -> None:
+    with pytest.raises(psycopg.Error) as refused:
+        moves.start(db, timeout_s=timeout_s)
+    with pytest.raises(psycopg.Error) as refused_many:
+        moves.start_many(db, [new_run_id()], timeout_s=timeout_s)
+
+    assert (refused.value.sqlstate, refused_many.value.sqlstate) == ("KE005", "KE005")
+    assert moves.statuses(db) == {}
 
 
 # ---- what a start refuses -----------------------------------------------------------------------------------------
