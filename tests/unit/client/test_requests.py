@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Any
 
 import msgspec
@@ -13,9 +14,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kedge import InputConflictError, InvalidOptionError, Retry, RunExistsError, RunRequest, WorkflowRef
+from kedge import (
+    InputConflictError,
+    InvalidOptionError,
+    Retry,
+    RunActiveError,
+    RunExistsError,
+    RunRequest,
+    WorkflowRef,
+)
+from kedge.start_terms import starts_alone
 from kedge_client import _requests
-from kedge_client._requests import Start, batch_values, batches, conflict_of, doorbells, new_start, start_values
+from kedge_client._requests import (
+    Start,
+    batch_values,
+    batches,
+    conflict_of,
+    doorbells,
+    new_start,
+    start_values,
+    started,
+)
 from kedge_client._statements import START, START_MANY
 
 A = WorkflowRef("a", str)
@@ -70,13 +89,20 @@ def test_what_a_statement_says_once_makes_a_shape() -> None:
         A("x", tags=["t"]),
         A("x", key="k"),
         A("x", key="k", on_conflict="raise"),
+        A("x", timeout="1h"),
+        A("x", timeout=None),
+        A("x", singleton="raise"),
+        A("x", singleton="return"),
+        A("x", key="k", singleton="return"),
     ]
 
-    assert len(batches(starts(*requests))) == len(requests)
+    # The last two have keys of one shape.
+    assert len(batches(starts(*requests))) == len(requests) - 1
 
 
-def requested(ref: WorkflowRef[str, None], key: str | None, priority: int) -> RunRequest[None]:
-    return ref("x", key=key, priority=priority)
+def requested(ref: WorkflowRef[str, None], key: str | None, priority: int, single: bool) -> RunRequest[None]:
+    request = ref("x", key=key, priority=priority)
+    return request.with_options(singleton="return") if single else request
 
 
 REQUESTS = st.lists(
@@ -85,6 +111,7 @@ REQUESTS = st.lists(
         st.sampled_from([A, B]),
         st.none() | st.sampled_from(["k1", "k2", "k3", "k4"]),
         st.integers(0, 2),
+        st.booleans(),
     ),
     max_size=30,
 )
@@ -103,9 +130,13 @@ def test_every_start_is_in_exactly_one_batch_at_its_place(requests: Sequence[Any
 
 @given(REQUESTS, st.randoms(use_true_random=False))
 def test_keys_go_in_one_order_whatever_the_order_of_the_requests(requests: list[Any], shuffled: random.Random) -> None:
-    def order(these: Sequence[Any]) -> list[tuple[str, str]]:
+    def order(these: Sequence[Any]) -> list[tuple[str, str, bool]]:
         requests = [start.request for batch in batches(starts(*these)) for start in batch.starts]
-        return [(request.ref.name, request.key) for request in requests if request.key is not None]
+        return [
+            (request.ref.name, request.key or "", request.options.singleton is not None)
+            for request in requests
+            if starts_alone(request)
+        ]
 
     first = order(requests)
     shuffled.shuffle(requests)
@@ -128,15 +159,23 @@ def test_a_scope_fills_in_the_resource() -> None:
         new_start(A("x", resource="s"), "r")
 
 
-def test_options_that_nobody_would_obey_yet_are_refused() -> None:
-    for request in (
-        A("x", timeout="1h"),
-        A("x", retry=Retry(3)),
-        A("x", singleton="raise"),
-        WorkflowRef("a", str, timeout="1h")("x"),
-    ):
-        with pytest.raises(InvalidOptionError, match="not available"):
-            new_start(request, None)
+def test_a_timeout_a_policy_and_a_singleton_go_with_the_start() -> None:
+    (one,) = starts(A("x", timeout="90s", retry=Retry(3), singleton="raise", key="k"))
+
+    named = dict(zip(START.parameters, start_values(one), strict=True))
+
+    assert (named["timeout_s"], named["singleton"], named["key"]) == (90.0, "raise", "k")
+    assert named["key_hash"] is None
+    assert b'"max_attempts":3' in named["meta"]
+
+
+def test_a_batch_of_singletons_says_a_key_for_each_and_no_hash() -> None:
+    (batch,) = batches(starts(A("x", singleton="return", timeout=None)))
+
+    named = dict(zip(START_MANY.parameters, batch_values(batch, strict=True), strict=True))
+
+    assert (named["keys"], named["key_hashes"], named["singleton"]) == ([""], None, "return")
+    assert named["timeout_s"] == inf
 
 
 def test_the_doorbell_rings_once_for_what_is_due() -> None:
@@ -151,6 +190,12 @@ def test_the_doorbell_rings_once_for_what_is_due() -> None:
     )
 
     assert doorbells(made) == [("default", "a"), ("other", "b")]
+
+
+def test_a_run_that_takes_anothers_place_rings_for_its_letters_too() -> None:
+    assert doorbells(starts(A("x", singleton="cancel_old"))) == [(None, None), ("default", "a")]
+    assert doorbells(starts(A("x", singleton="cancel_old", delay="1h"))) == [(None, None)]
+    assert doorbells(starts(A("x", singleton="return"))) == [("default", "a")]
 
 
 class Refused(psycopg.Error):
@@ -178,3 +223,19 @@ def test_a_conflict_names_the_request_that_has_it() -> None:
     assert type(other) is InputConflictError
     assert (other.existing_id, other.key) == (None, "k1")
     assert conflict_of([first], Refused("23505", "")) is None
+
+
+def test_an_active_singleton_is_told_with_its_run() -> None:
+    (one,) = starts(A("x", singleton="raise"))
+    holder = starts(A("z"))[0].run_id
+
+    active = conflict_of([one], Refused("KE010", f"{one.run_id} {holder}"))
+    hidden = conflict_of([one], Refused("KE010", str(one.run_id)))
+
+    assert isinstance(active, RunActiveError)
+    assert (active.existing_id, active.workflow, active.key) == (holder, "a", "")
+    assert isinstance(hidden, RunActiveError)
+    assert hidden.existing_id is None
+    assert started(one, (holder, False, "running", None)) == (holder, False)
+    with pytest.raises(RunActiveError):
+        started(one, (holder, False, "running", "active"))

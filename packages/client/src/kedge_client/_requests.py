@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 import psycopg
-from msgspec import UNSET
 
-from kedge.errors import InputConflictError, InvalidOptionError, KedgeError, RunExistsError
+from kedge.errors import InputConflictError, InvalidOptionError, KedgeError, RunActiveError, RunExistsError
 from kedge.ids import new_run_id
-from kedge.options import StartOptions
 from kedge.refs import RunRequest
+from kedge.start_terms import start_terms, starts_alone
 from kedge_client._round_trip import Command, Row
 from kedge_client._statements import START_MANY
 
 AnyRequest: TypeAlias = RunRequest[Any]
 BATCH: Final = 1000
 """Runs in one statement of a bulk start."""
-
-MAX_REASON_CHARACTERS: Final = 4000
 
 
 class Start(NamedTuple):
@@ -38,41 +35,16 @@ class Started(NamedTuple):
     created: bool
 
 
-def check_reason(reason: object) -> str | None:
-    """
-    Return a reason that can be kept.
-
-    Raises:
-        InvalidOptionError: No text, longer than 4,000 characters, or with NUL or lone surrogates in it.
-    """
-    if reason is None:
-        return None
-    if not isinstance(reason, str):
-        raise InvalidOptionError(f"reason= is text, not a {type(reason).__name__}")
-    if len(reason) > MAX_REASON_CHARACTERS:
-        raise InvalidOptionError(f"reason= has {len(reason):,} characters, the limit is {MAX_REASON_CHARACTERS:,}")
-    try:
-        encoded = reason.encode()
-    except UnicodeEncodeError:
-        raise InvalidOptionError("reason= contains a lone surrogate, which no database can keep") from None
-    if b"\0" in encoded:
-        raise InvalidOptionError("reason= contains NUL, which PostgreSQL cannot keep")
-    # A StrEnum's member is a str, but drivers know it as an Enum.
-    return str.__str__(reason)
-
-
 def new_start(request: AnyRequest, resource: str | None) -> Start:
     """
     Give a request its id, and a scoped client's resource.
 
     Raises:
-        InvalidOptionError: No request, one with options that this release cannot keep, or of another resource.
+        InvalidOptionError: No request, or one of another resource.
     """
     if not isinstance(request, RunRequest):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers without a checker
         raise InvalidOptionError(f"start takes a request, ref(input, ...), not a {type(request).__name__}")
     options = request.options
-    if options.timeout is not UNSET or options.retry is not None or options.singleton is not None:
-        raise InvalidOptionError("timeout=, retry= and singleton= of a run are not available in this release")
     if resource is not None and options.resource != resource:
         if options.resource is not None:
             raise InvalidOptionError("the request is of another resource than the scoped client")
@@ -82,24 +54,33 @@ def new_start(request: AnyRequest, resource: str | None) -> Start:
 
 def start_values(start: Start, *, strict: bool = False) -> tuple[Any, ...]:
     """Return the values of start_run_v1, in the order of its parameters."""
-    request, run_id = start
-    options = request.options
+    terms = start_terms(start.request)
     return (
-        run_id,
-        request.ref.qualified_name,
-        options.queue,
-        options.priority,
-        request.payload,
-        options.meta,
-        request.key,
-        None if request.key is None else request.key_hash,
-        options.on_conflict,
-        options.resource,
-        _delay_s(options),
-        options.start_at,
-        list(options.tags) or None,
+        start.run_id,
+        terms.workflow,
+        terms.queue,
+        terms.priority,
+        terms.input,
+        terms.meta,
+        terms.key,
+        terms.key_hash,
+        terms.on_conflict,
+        terms.resource,
+        terms.delay_s,
+        terms.start_at,
+        None if terms.tags is None else list(terms.tags),
         strict,
+        terms.timeout_s,
+        terms.singleton,
     )
+
+
+_TAKEN: Final[dict[str, type[RunExistsError]]] = {
+    "input": InputConflictError,
+    "exists": RunExistsError,
+    "active": RunActiveError,
+}
+_TAKEN_STATES: Final = {"KE002": "input", "KE003": "exists", "KE010": "active"}
 
 
 def started(start: Start, row: Row) -> Started:
@@ -108,32 +89,30 @@ def started(start: Start, row: Row) -> Started:
 
     Raises:
         InputConflictError: The key is taken by a run with another input, or of another resource.
+        RunActiveError: Another run of the singleton is active.
         RunExistsError: The key is taken, and on_conflict says "raise".
     """
     run_id, created, _, conflict = row[:4]
     if conflict is not None:
-        raise _taken(start, run_id, other_input=conflict == "input")
+        raise _taken(start, run_id, conflict)
     return Started(run_id, created)
 
 
 def conflict_of(starts: Iterable[Start], error: psycopg.Error) -> KedgeError | None:
-    """Return the typed error when a strict start was refused for its key."""
-    if error.sqlstate not in {"KE002", "KE003"}:
+    """Return the typed error when a strict start was refused for its key, or for its singleton."""
+    conflict = _TAKEN_STATES.get(error.sqlstate or "")
+    if conflict is None:
         return None
     refused, _, holder = (error.diag.message_detail or "").partition(" ")
     for start in starts:
         if str(start.run_id) == refused:
-            return _taken(start, UUID(holder) if holder else None, other_input=error.sqlstate == "KE002")
+            return _taken(start, UUID(holder) if holder else None, conflict)
     return None
 
 
-def _taken(start: Start, holder: UUID | None, *, other_input: bool) -> RunExistsError:
-    kind = InputConflictError if other_input else RunExistsError
-    return kind(start.run_id, holder, start.request.ref.qualified_name, cast("str", start.request.key))
-
-
-def _delay_s(options: StartOptions) -> float | None:
-    return None if options.delay is None else options.delay.total_seconds()
+def _taken(start: Start, holder: UUID | None, conflict: str) -> RunExistsError:
+    request = start.request
+    return _TAKEN[conflict](start.run_id, holder, request.ref.qualified_name, request.key or "")
 
 
 class Batch(NamedTuple):
@@ -145,16 +124,16 @@ class Batch(NamedTuple):
 
 def batches(starts: Sequence[Start]) -> list[Batch]:
     """
-    Group starts by what one statement says once: workflow, queue, priority, time, tags.
+    Group starts by what one statement says once: workflow, queue, priority, times, tags, singleton.
 
-    Those with a key go in the order of their keys, over all shapes, so that two bulk starts with equal keys wait for
-    each other and never in a circle.
+    Those with a key or singleton go in the order of their keys, over all shapes, so that two bulk starts with equal
+    keys wait for each other and never in a circle.
     """
     grouped: dict[object, list[int]] = {}
     keyed: list[int] = []
     shapes: dict[tuple[int, int], object] = {}
     for place, (request, _) in enumerate(starts):
-        if request.key is not None:
+        if starts_alone(request):
             keyed.append(place)
             continue
         # Requests of a bulk share their ref, and mostly their options.
@@ -165,7 +144,7 @@ def batches(starts: Sequence[Start]) -> list[Batch]:
             grouped.setdefault(shape, [])
         grouped[shape].append(place)
     cut = [places[at : at + BATCH] for places in grouped.values() for at in range(0, len(places), BATCH)]
-    keyed.sort(key=lambda place: (starts[place].request.ref.name, starts[place].request.key))
+    keyed.sort(key=lambda place: _order(starts[place].request))
     last: object = None
     for place in keyed:
         request = starts[place].request
@@ -177,6 +156,11 @@ def batches(starts: Sequence[Start]) -> list[Batch]:
     return [Batch(places, [starts[place] for place in places]) for places in cut]
 
 
+def _order(request: AnyRequest) -> tuple[str, str, bool]:
+    # An idempotency key and a singleton's are locked apart from each other.
+    return request.ref.name, request.key or "", request.options.singleton is not None
+
+
 def _shape(request: AnyRequest) -> tuple[object, ...]:
     options = request.options
     return (
@@ -186,32 +170,42 @@ def _shape(request: AnyRequest) -> tuple[object, ...]:
         options.delay,
         options.start_at,
         options.tags,
+        options.timeout,
+        options.singleton,
     )
 
 
 def batch_values(batch: Batch, *, strict: bool) -> tuple[Any, ...]:
     """Return the values of start_runs_v1, in the order of its parameters."""
     requests = [start.request for start in batch.starts]
-    first = requests[0]
-    options = first.options
+    # What is not an array is the same for all of them.
+    first = start_terms(requests[0])
     metas = [request.options.meta for request in requests]
     resources = [request.options.resource for request in requests]
-    has_keys = first.key is not None
+    keys: list[str | None] | None = None
+    hashes: list[bytes] | None = None
+    if first.singleton is not None:
+        keys = [request.key or "" for request in requests]
+    elif first.key is not None:
+        keys = [request.key for request in requests]
+        hashes = [request.key_hash for request in requests]
     return (
         [start.run_id for start in batch.starts],
-        first.ref.qualified_name,
-        options.queue,
-        options.priority,
+        first.workflow,
+        first.queue,
+        first.priority,
         [request.payload for request in requests],
         metas if any(metas) else None,
-        [request.key for request in requests] if has_keys else None,
-        [request.key_hash for request in requests] if has_keys else None,
-        options.on_conflict,
+        keys,
+        hashes,
+        first.on_conflict,
         resources if any(resources) else None,
-        _delay_s(options),
-        options.start_at,
-        list(options.tags) or None,
+        first.delay_s,
+        first.start_at,
+        None if first.tags is None else list(first.tags),
         strict,
+        first.timeout_s,
+        first.singleton,
     )
 
 
@@ -229,12 +223,14 @@ def started_in(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[int, Started
         yield place, started(start, row) if row else Started(start.run_id, created=True)
 
 
-def doorbells(starts: Iterable[Start]) -> list[tuple[str, str]]:
-    """Return whom to ring for: (queue, workflow), once each, of the runs that are due at once."""
+def doorbells(starts: Iterable[Start]) -> list[tuple[str | None, str | None]]:
+    """Return whom to ring for, once each: (queue, workflow) of the runs that are due at once; anybody for letters."""
     now = datetime.now(UTC)
-    bells: dict[tuple[str, str], None] = {}
+    bells: dict[tuple[str | None, str | None], None] = {}
     for request, _ in starts:
         options = request.options
+        if options.singleton == "cancel_old":
+            bells[None, None] = None
         # A clock that is a little off costs no more than a ring in vain, or a run that is found by a poll.
         if not options.delay and (options.start_at is None or options.start_at <= now):
             bells[options.queue, request.ref.qualified_name] = None

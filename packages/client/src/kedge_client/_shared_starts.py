@@ -27,9 +27,9 @@ Waiting = tuple[Start, "asyncio.Future[Started]"]
 
 class SharedStarts:
     """
-    The starts of one event loop that have no key.
+    The starts of one event loop that have no key and no singleton.
 
-    One with a key may have to wait for another transaction, and must not make others wait with it.
+    Those may have to wait for another transaction, and must not make others wait with them.
     """
 
     def __init__(self, execute: Callable[[Call[Any]], Awaitable[Any]], *, wake: bool) -> None:

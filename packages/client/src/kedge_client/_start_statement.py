@@ -46,7 +46,7 @@ class StartStatement(Generic[Out_co]):
 
     Execute it inside your own transaction: the run exists if and only if that commits. It answers one row: `run_id`,
     `created`, `status`. A key that is taken by a run with another input raises your driver's error with SQLSTATE KE002,
-    and KE003 where on_conflict says "raise".
+    KE003 where on_conflict says "raise", and KE010 where singleton says "raise" while another run is active.
     """
 
     __slots__ = ("_schema", "_start", "_statement", "_values")
