@@ -70,6 +70,7 @@ from kedge import (
 from kedge.progress import Progress
 from kedge_client._async import AsyncClient
 from kedge_client._handles import AsyncRunHandle, RunHandle
+from kedge_client._letters import Delivery
 from kedge_client._start_statement import StartStatement
 from kedge_client._step_views import AttemptView, StepView, WaitView
 from kedge_client._sync import Client
@@ -86,6 +87,7 @@ __all__ = [
     "ClosedClientError",
     "DatabaseError",
     "DefinitionError",
+    "Delivery",
     "DomainError",
     "Duration",
     "ErrorInfo",

@@ -14,21 +14,20 @@ from kedge.errors import InvalidOptionError
 from kedge.ids import parse_run_id
 from kedge.names import check_key
 from kedge.refs import RunRequest, WorkflowRef
-from kedge.run_state import RunStatus
 from kedge_client._async_connections import AsyncConnection, AsyncPool, LentAsyncConnections, OwnAsyncConnections
+from kedge_client._async_control import AsyncControl
 from kedge_client._async_core import AsyncCore
 from kedge_client._async_seeing import AsyncSeeing
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import AsyncRunHandle
-from kedge_client._requests import check_reason, new_start, started
-from kedge_client._run_refs import RunRef, run_id_of
+from kedge_client._requests import new_start, started
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
 from kedge_client._start_statement import StartStatement
 
 Out = TypeVar("Out")
 
 
-class AsyncClient(AsyncSeeing):
+class AsyncClient(AsyncControl, AsyncSeeing):
     """
     Starts runs and reads what became of them. Belongs to the event loop of its first use; its twin is `Client`.
 
@@ -213,26 +212,3 @@ class AsyncClient(AsyncSeeing):
     ) -> Out:
         """Wait for a run that was started elsewhere, as a handle's `result` does."""
         return await self.handle(ref, run).result(timeout)
-
-    async def cancel(
-        self, run: RunRef, /, *, reason: str | None = None, conn: AsyncConnection | None = None
-    ) -> RunStatus:
-        """
-        Ask for a run's end, and return its status as it was when asked. Repeats are harmless.
-
-        A run that nobody executes ends when a worker sorts the letter; one that is executed is cancelled in its worker.
-
-        Args:
-            run: A handle, a view or an id.
-            reason: For people; up to 4,000 characters.
-            conn: As for `start`.
-
-        Raises:
-            InvalidRunStateError: It has completed or failed.
-            RunNotFoundError: There is no such run.
-        """
-        run_id, said, wake = run_id_of(run), check_reason(reason), self._core.settings.wake
-        if conn is None:
-            return await self._core.call(calls.cancel(run_id, resource=self._resource, reason=said, wake=wake))
-        commands = calls.cancel_here(run_id, resource=self._resource, reason=said, wake=wake)
-        return calls.cancelled(run_id, (await self._core.execute_in(conn, commands))[0])

@@ -14,21 +14,20 @@ from kedge.errors import InvalidOptionError
 from kedge.ids import parse_run_id
 from kedge.names import check_key
 from kedge.refs import RunRequest, WorkflowRef
-from kedge.run_state import RunStatus
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import RunHandle
-from kedge_client._requests import check_reason, new_start, started
-from kedge_client._run_refs import RunRef, run_id_of
+from kedge_client._requests import new_start, started
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
 from kedge_client._start_statement import StartStatement
 from kedge_client._sync_connections import LentSyncConnections, OwnSyncConnections, SyncConnection, SyncPool
+from kedge_client._sync_control import SyncControl
 from kedge_client._sync_core import SyncCore
 from kedge_client._sync_seeing import SyncSeeing
 
 Out = TypeVar("Out")
 
 
-class Client(SyncSeeing):
+class Client(SyncControl, SyncSeeing):
     """
     Starts runs and reads what became of them. Safe in threads and after a fork; its twin is `AsyncClient`.
 
@@ -206,24 +205,3 @@ class Client(SyncSeeing):
     def result(self, ref: WorkflowRef[Any, Out], run: UUID | str, /, *, timeout: Duration | None = None) -> Out:
         """Wait for a run that was started elsewhere, as a handle's `result` does."""
         return self.handle(ref, run).result(timeout)
-
-    def cancel(self, run: RunRef, /, *, reason: str | None = None, conn: SyncConnection | None = None) -> RunStatus:
-        """
-        Ask for a run's end, and return its status as it was when asked. Repeats are harmless.
-
-        A run that nobody executes ends when a worker sorts the letter; one that is executed is cancelled in its worker.
-
-        Args:
-            run: A handle, a view or an id.
-            reason: For people; up to 4,000 characters.
-            conn: As for `start`.
-
-        Raises:
-            InvalidRunStateError: It has completed or failed.
-            RunNotFoundError: There is no such run.
-        """
-        run_id, said, wake = run_id_of(run), check_reason(reason), self._core.settings.wake
-        if conn is None:
-            return self._core.call(calls.cancel(run_id, resource=self._resource, reason=said, wake=wake))
-        commands = calls.cancel_here(run_id, resource=self._resource, reason=said, wake=wake)
-        return calls.cancelled(run_id, self._core.execute_in(conn, commands)[0])
