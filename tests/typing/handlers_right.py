@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import random
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -150,8 +149,8 @@ async def handle(ctx: Context, order: Order) -> Receipt:
     assert_type(ctx.now(), datetime)
     assert_type(ctx.uuid(), UUID)
     assert_type(ctx.random(), random.Random)
-    adapter: logging.LoggerAdapter[logging.Logger] = ctx.log
-    adapter.info("charged %s", order.order_id, extra={"order": order.order_id})
+    ctx.log.info("charged", order=order.order_id)
+    ctx.log("warning", "charged twice", order=order.order_id)
     return Receipt("ch_1")
 
 

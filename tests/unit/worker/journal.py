@@ -41,7 +41,7 @@ class MemoryJournal:
         self.held = False
         """While True nothing becomes durable."""
         self._moved: dict[UUID, asyncio.Event] = {}
-        self.settled: Callable[[list[LiveRun], list[LiveRun]], None] | None = None
+        self.settled: Callable[[list[LiveRun], list[LiveRun]], object] | None = None
 
     def keep(self, run: LiveRun, kind: RowKind, key: str, value: bytes, *, took_ms: int = 0, meta: bytes = b"") -> int:
         assert run.gate is None, "an outcome between a transaction's seq and its commit"

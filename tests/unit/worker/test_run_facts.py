@@ -113,7 +113,7 @@ async def test_the_log_names_the_run_and_says_nothing_twice(caplog: pytest.LogCa
     async def handler(ctx: Context) -> None:
         ctx.log.info("before a")
         await ctx.step("a", echo, 1)
-        ctx.log.info("behind %s", "a", extra={"order": "o-1"})
+        ctx.log("info", "behind a", order="o-1")
         await ctx.step("b", echo, 1)
         ctx.log.info("behind b")
 
@@ -125,6 +125,6 @@ async def test_the_log_names_the_run_and_says_nothing_twice(caplog: pytest.LogCa
 
     assert [record.getMessage() for record in first] == ["before a", "behind a", "behind b"]
     assert {getattr(record, "run_id") for record in first} == {str(claimed.id)}  # noqa: B009  # of the extra
-    assert getattr(first[1], "order") == "o-1"  # noqa: B009
+    assert getattr(first[1], "fields") == {"order": "o-1"}  # noqa: B009
     # How far the first life came with what stands behind its last outcome is not known: said twice rather than never.
     assert [record.getMessage() for record in caplog.records] == ["behind a", "behind b"]

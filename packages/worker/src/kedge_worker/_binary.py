@@ -46,6 +46,11 @@ def bigints(items: Sequence[int]) -> bytes:
     return _fixed(_INT8, b"\0\0\0\x08", [item.to_bytes(8, "big", signed=True) for item in items])
 
 
+def optional_bigints(items: Sequence[int | None]) -> bytes:
+    """int8[] with nulls."""
+    return _varying(_INT8, [None if item is None else item.to_bytes(8, "big", signed=True) for item in items])
+
+
 def floats(items: Sequence[float]) -> bytes:
     """float8[]."""
     return _fixed(_FLOAT8, b"\0\0\0\x08", [struct.pack("!d", item) for item in items])

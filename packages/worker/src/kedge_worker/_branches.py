@@ -51,6 +51,11 @@ def operation(function: Callable[P, T]) -> Callable[P, T]:
     return function
 
 
+def is_operation(awaited: object) -> bool:
+    """Whether this is the coroutine of an operation."""
+    return getattr(awaited, "cr_code", None) in _operations
+
+
 _in_step: Final[ContextVar[bool]] = ContextVar("kedge_in_step", default=False)
 
 
@@ -63,7 +68,7 @@ def call_in_step(fn: Callable[..., T], args: tuple[Any, ...]) -> T:
 class Branch:
     """One line of a run's execution. Its keys are `path` + id, with `#n` from an id's second use on."""
 
-    __slots__ = ("_children", "_counts", "body", "busy", "last", "path", "run", "swallowed", "task")
+    __slots__ = ("_children", "_counts", "body", "busy", "last", "path", "race", "run", "swallowed", "task")
 
     def __init__(self, run: RunBranches | None, path: str, *, busy: bool = False) -> None:
         self.run = run
@@ -76,6 +81,8 @@ class Branch:
         self.swallowed = False
         """A cancellation came on replay where a value was kept: it belongs to what is interrupted next."""
         self.task: Task | None = None
+        self.race: Any = None
+        """Of a branch that is a single operation in a race."""
         self.body: Body | None = None
         self._counts: dict[str, int] = {}
         self._children = 0
@@ -111,6 +118,10 @@ class Branch:
         check_step_id(name)
         number = self.number(name + "/")
         return Branch(self.run, f"{self.path}{name}/" if number == 1 else f"{self.path}{name}#{number}/")
+
+    def indexed(self, key: str, place: int) -> Branch:
+        """A branch that an operation of this one makes: its path is the operation's key and its place there."""
+        return Branch(self.run, f"{key}[{place}]/")
 
     def number(self, what: str) -> int:
         """How often this branch has asked for it, this time included. `what` holds a sign that no id may contain."""

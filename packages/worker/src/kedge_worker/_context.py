@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, overload
+from uuid import UUID
 
+import kedge_worker._racing as racing
+import kedge_worker._sending as letters
 import kedge_worker._waiting as waiting
 from kedge.durations import Duration
-from kedge.event_refs import EventRef
+from kedge.event_refs import EventMessage, EventRef
 from kedge.result_types import MISSING
 from kedge_worker._definitions import definition_of
 from kedge_worker._facts import RunFacts
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from kedge_worker._branches import Branch
     from kedge_worker._execution import Execution
 
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+E = TypeVar("E")
 T = TypeVar("T")
 P = TypeVar("P")
 D = TypeVar("D")
@@ -197,6 +204,79 @@ class Context(RunFacts):
         """
         branch = self._here()
         return self._operations.wait(waiting.pause(branch.key(step_id)), "u", branch, waiting.no_value)
+
+    @overload
+    def first(
+        self, step_id: str, a: Awaitable[A], b: Awaitable[B], /
+    ) -> Coroutine[object, None, tuple[Literal[0], A] | tuple[Literal[1], B]]: ...
+    @overload
+    def first(
+        self, step_id: str, a: Awaitable[A], b: Awaitable[B], c: Awaitable[C], /
+    ) -> Coroutine[object, None, tuple[Literal[0], A] | tuple[Literal[1], B] | tuple[Literal[2], C]]: ...
+    @overload
+    def first(
+        self, step_id: str, a: Awaitable[A], b: Awaitable[B], c: Awaitable[C], d: Awaitable[D], /
+    ) -> Coroutine[
+        object, None, tuple[Literal[0], A] | tuple[Literal[1], B] | tuple[Literal[2], C] | tuple[Literal[3], D]
+    ]: ...
+    @overload
+    def first(
+        self, step_id: str, a: Awaitable[A], b: Awaitable[B], c: Awaitable[C], d: Awaitable[D], e: Awaitable[E], /
+    ) -> Coroutine[
+        object,
+        None,
+        tuple[Literal[0], A]
+        | tuple[Literal[1], B]
+        | tuple[Literal[2], C]
+        | tuple[Literal[3], D]
+        | tuple[Literal[4], E],
+    ]: ...
+    def first(self, step_id: str, /, *branches: Awaitable[Any]) -> Any:
+        """
+        Run several at once until one of them has ended, and answer which, and its value; the others are cancelled.
+
+        ::
+
+            match await ctx.first("answer", ctx.wait_for("yes", approved), ctx.sleep("late", "3 days")):
+                case 0, approval: ...
+                case 1, _: ...
+
+        Of two waits only one takes its event: what the others would have taken is kept for later waits. What the winner
+        raises is raised here.
+
+        Args:
+            step_id: As in `step`.
+            branches: Two to five operations of this context, or calls of async functions that use it.
+
+        Raises:
+            HandlerUseError: As in `step`, or there are too few, or too many of them.
+        """
+        racing.check_branches(branches)
+        branch = self._here()
+        return racing.first(self._operations, self._execution, branch.key(step_id), branch, branches)
+
+    def send(
+        self, step_id: str, event: EventMessage, /, *, run: UUID | str | None = None, topic: str | None = None
+    ) -> Coroutine[object, None, None]:
+        """
+        Send an event to another run, or to a topic: once, whatever happens to this run.
+
+        Nobody is told whether the run is there, or still is: a letter to a run that has ended is dropped.
+
+        Args:
+            step_id: As in `step`.
+            event: ref(payload).
+            run: To whom; it is kept until that run waits for it.
+            topic: To every run that waits for it then.
+
+        Raises:
+            InvalidOptionError: Neither or both of run and topic are given, or it is no id of a run.
+            HandlerUseError: As in `step`.
+        """
+        branch = self._here()
+        key = branch.key(step_id)
+        letter, size = letters.event_letter(self.run_id, key, event, run=run, topic=topic)
+        return self._operations.send(key, branch, letter, size)
 
     def branch(self, name: str, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts) -> Coroutine[object, None, T]:
         """

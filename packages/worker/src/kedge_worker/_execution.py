@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -28,6 +29,7 @@ from kedge_worker._memo import Memo, RowMeta
 from kedge_worker._outcomes import Mismatched, Outcome, Released, RowKind
 from kedge_worker._run_clock import RunClock
 from kedge_worker._runs import Journal, LiveRun, MemoRow, Transactions
+from kedge_worker._side_writes import SET_METADATA
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._turns import LIVE, Turns
 from kedge_worker._waits import Kept, RunWaits
@@ -35,6 +37,8 @@ from kedge_worker._waits import Kept, RunWaits
 if TYPE_CHECKING:
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._threads import Threads
+
+T = TypeVar("T")
 
 Operation: TypeAlias = Literal["s", "t", "e", "d", "p", "u", "c", "n", "m", "o"]
 """What a handler can ask for, by the kind of its success in the journal."""
@@ -109,6 +113,7 @@ class Execution:
         "journal",
         "loop",
         "memo",
+        "metadata",
         "moved",
         "noticed",
         "outcome",
@@ -125,6 +130,7 @@ class Execution:
         "tasks",
         "threads",
         "transactions",
+        "unkept_metadata",
         "waiting",
         "waits",
     )
@@ -183,6 +189,10 @@ class Execution:
         """The next look whether it can be parked."""
         self.deadline: asyncio.TimerHandle | None = None
         self.patches: dict[str, bool] = {}
+        self.metadata: dict[str, Any] | None = None
+        """What the start said and the handler has set; None: not asked for yet."""
+        self.unkept_metadata: bytes | None = None
+        """Set since the last outcome: it is kept with the next one."""
 
     # ---- its end
 
@@ -279,6 +289,7 @@ class Execution:
             return None
         seq = self.journal.keep(self.run, kept.kind, key, kept.value, meta=self.meta(kept.kind, kept.of))
         self.run.assigned.add(seq)
+        self.keep_metadata()
         return seq
 
     def handed_out(self, seq: int) -> None:
@@ -335,6 +346,41 @@ class Execution:
             raise self.lose()
         branch.last = key
         self.journal.keep(self.run, kind, key, value, took_ms=took_ms, meta=self.meta(kind, operation))
+        if self.unkept_metadata is not None:
+            self.keep_metadata()
+
+    def keep_metadata(self) -> None:
+        """Write what the handler has set, in the transaction of what was queued just before or comes next."""
+        metadata, self.unkept_metadata = self.unkept_metadata, None
+        if metadata is not None:
+            self.journal.add(self.run, SET_METADATA, metadata, size=100 + len(metadata))
+
+    def in_loop(self, work: Callable[[], T]) -> T:
+        """Do something in the event loop: at once from there, and from a sync handler's thread by asking it."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            answer: concurrent.futures.Future[T] = concurrent.futures.Future()
+            self.loop.call_soon_threadsafe(_answer, work, answer)
+            return answer.result()
+        return work()
+
+    def patched(self, change: str) -> bool:
+        """Whether this run has the change: told once a life, kept when it is told in new territory."""
+        answer = self.patches.get(change)
+        if answer is None:
+            memo = self.memo
+            if memo is not None and change in memo.patches:
+                answer = True
+            elif memo:
+                answer = False
+            else:
+                answer = True
+                if self.run.lost:
+                    raise self.lose()
+                self.journal.keep(self.run, "k", change, b"")
+            self.patches[change] = answer
+        return answer
 
     def meta(self, kind: RowKind, operation: str) -> bytes:
         """The column `meta` of the run's next row: nearly always empty."""
@@ -441,6 +487,13 @@ class Execution:
     def _make_turns(self, branches: RunBranches) -> Turns:
         claimed, assigned = self.run.claimed, self.run.assigned
         return Turns(claimed.id, branches.loose, self.memo, assigned, self.tasks.rounds, self.loop)
+
+
+def _answer(work: Callable[[], T], answer: concurrent.futures.Future[T]) -> None:
+    try:
+        answer.set_result(work())
+    except BaseException as error:  # noqa: BLE001  # it is the waiting thread's
+        answer.set_exception(error)
 
 
 def is_final(error: BaseException) -> bool:

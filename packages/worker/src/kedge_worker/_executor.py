@@ -89,7 +89,7 @@ class Executor:
 
     def start(self, claimed: ClaimedRun) -> LiveRun:
         """Execute a claimed run."""
-        run = LiveRun(claimed, claimed.next_seq)
+        run = LiveRun(claimed, claimed.next_seq, is_observed=claimed.is_observed)
         self.runs[claimed.id] = run
         workflow = self._registry.get(claimed.workflow)
         if claimed.request == "x":
@@ -110,7 +110,7 @@ class Executor:
 
         Args:
             run_id: Which.
-            request: `x` cancel, `d` deadline, `s` pause.
+            request: `x` cancel, `d` deadline, `s` pause, `o` observe: tell when something happens to it.
             reason: For people.
         """
         if execution := self._execution(run_id):
@@ -118,8 +118,10 @@ class Executor:
                 execution.stop(Cancelled(reason))
             elif request == "d":
                 execution.stop(_out_of_time())
-            else:
+            elif request == "s":
                 execution.pause()
+            else:
+                execution.run.is_observed = True
 
     def fail(self, run: LiveRun, error: Exception) -> None:
         """The database refuses this run's data: it ends failed."""
@@ -143,11 +145,17 @@ class Executor:
         for run in list(self.runs.values()):
             self._lose(run)
 
-    def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
-        """These runs have left this worker: by their own move, or because somebody else owns them."""
+    def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> int:
+        """
+        These runs have left this worker: by their own move, or because somebody else owns them.
+
+        Answers how many have moved and are not at their end: they can be claimed, now or at some time.
+        """
+        going_on = 0
         for run in moved:
             outcome = self._outcomes.pop(run, None)
             if outcome is not None:
+                going_on += not isinstance(next_move(outcome), End)
                 _log_move(run, outcome)
             execution = self._executions.get(run)
             if execution is None:
@@ -156,6 +164,7 @@ class Executor:
                 execution.settled = True
         for run in lost:
             self._lose(run)
+        return going_on
 
     async def shutdown(self, grace_s: float, *, hurry: asyncio.Event | None = None) -> list[UUID]:
         """
@@ -225,6 +234,7 @@ class Executor:
             if execution.in_threads and not isinstance(next_move(outcome), End):
                 return  # whoever gets the run would begin what still runs here; see threads_ended
             execution.moved = True
+            execution.keep_metadata()
             self._move(run, outcome)
         self._leave(execution)
 

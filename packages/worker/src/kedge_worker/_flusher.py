@@ -82,6 +82,7 @@ class Flusher:
         batch.rows.append(Row(run, seq, kind, key, value, meta, took_ms))
         batch.size += len(value) + len(meta) + 100
         run.batch = batch
+        batch.is_observed = batch.is_observed or run.is_observed
         self._wake.set()
         return seq
 
@@ -92,6 +93,7 @@ class Flusher:
         batch.add(side, run, values)
         batch.size += size
         run.batch = batch
+        batch.is_observed = batch.is_observed or run.is_observed
         self._wake.set()
 
     def _gathering(self) -> Batch:
@@ -122,6 +124,7 @@ class Flusher:
         if isinstance(move, End):
             batch.size += len(move.output or b"") + len(move.error or b"")
         run.batch = batch
+        batch.is_observed = batch.is_observed or run.is_observed
         self._wake.set()
 
     # ---- the one task
@@ -317,6 +320,7 @@ class Flusher:
                 lost.append(run)
         for run in lost:
             run.lost = True
+        again.is_observed = batch.is_observed
         batch.hand_over(again)
         if moved or lost:
             self._events.settled(moved, lost)

@@ -25,6 +25,7 @@ from kedge_worker._statements import (
     KEEP,
     LOCK_MOVING,
     NOTIFY_IF_ENDED,
+    NOTIFY_OBSERVERS,
     NOTIFY_WATCHERS,
     OWNED,
     PARK,
@@ -61,6 +62,7 @@ _STATEMENTS: Final = {
     "LOCK_MOVING": LOCK_MOVING,
     "NOTIFY_WATCHERS": NOTIFY_WATCHERS,
     "NOTIFY_IF_ENDED": NOTIFY_IF_ENDED,
+    "NOTIFY_OBSERVERS": NOTIFY_OBSERVERS,
     "RING_LANES": RING_LANES,
     "SETTLE_ROWS": SETTLE_ROWS,
     "SETTLE_RUNS": SETTLE_RUNS,
@@ -361,6 +363,9 @@ class LeasedStore:
         return Call(self._statements["RELEASE"], (self._worker, *arrays, _binary.ints(last)))
 
     def _bells(self, batch: Batch) -> Iterator[Call]:
+        if observed := batch.observed():
+            ids = _binary.uuids([run.claimed.id.bytes for run in observed])
+            yield Call(self._statements["NOTIFY_OBSERVERS"], (ids,))
         if not batch.moves:
             return
         ended = [run.claimed.id.bytes for run, move in batch.moves if isinstance(move, End)]

@@ -12,10 +12,11 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
+from kedge_worker._alone import Alone
 from kedge_worker._attendant import Attendant
 from kedge_worker._claimer import Claimer
 from kedge_worker._claims import ClaimAnswer, ClaimRequest
@@ -27,6 +28,7 @@ from kedge_worker._lease_keeper import LeaseKeeper
 from kedge_worker._leased_store import LeasedStore
 from kedge_worker._listener import Listener
 from kedge_worker._signals import LeaseLostError
+from kedge_worker._solo import Solo, Target
 from kedge_worker._store import Store
 from kedge_worker._sweeper import Sweeper
 from kedge_worker._transactions import TransactionRunner
@@ -43,15 +45,31 @@ _DRAIN_S: Final = 5.0
 _WAKE_UP_S: Final = 1.0
 _RING_PERIOD_S: Final = 0.02
 _PARK_LINGER_S: Final = 0.1
+_CHILD_S: Final = 35.0
 
 T = TypeVar("T")
 
 
 class Life:
-    """Implements `FlushEvents`. `start`, then `ended` (what killed it) or `stop`, once each."""
+    """
+    Implements `FlushEvents`. `start`, then `ended` (what killed it) or `stop`, once each.
 
-    def __init__(self, settings: WorkerSettings, registry: Registry) -> None:
-        self.id: Final = uuid4()
+    Args:
+        settings: The worker's.
+        registry: Its handlers.
+        target: From where a child process can import the worker.
+        child_id: In a child process, which is named by its parent and works for nobody but the solo lanes.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        registry: Registry,
+        *,
+        target: Target | None = None,
+        child_id: UUID | None = None,
+    ) -> None:
+        self.id: Final = child_id or uuid4()
         self.name: Final = f"{socket.gethostname()}:{os.getpid()}"
         self._settings = settings
         self._registry = registry
@@ -103,7 +121,29 @@ class Life:
             lost=self._lease_lost,
             asked=self.executor.ask,
         )
-        self.sweeper = Sweeper(self.store, may_take_back=lambda: self._keeper.may_take_back, found=self.claimer.ring)
+        self._alone = Alone(
+            queues=settings.queues,
+            workflows=registry.names,
+            timeouts=registry.timeouts_s,
+            is_empty=lambda: not self.executor.runs,
+            poke=self._flusher.poke,
+        )
+        self._solo = Solo(
+            self.store,
+            queues=settings.queues,
+            workflows=registry.names,
+            target=target,
+            work_alone=self._alone.work,
+            crashed=self._child_died,
+        )
+        self.sweeper = Sweeper(
+            self.store,
+            may_take_back=lambda: self._keeper.may_take_back,
+            found=self.claimer.ring,
+            found_solo=self._solo.ring,
+            sent=self.courier.ring,
+        )
+        self._is_child = child_id is not None
         self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
         self._tasks: list[asyncio.Task[None]] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -113,6 +153,7 @@ class Life:
         self.limit: int | None = None
         self._rang_at = 0.0
         self._ringing: asyncio.Task[None] | None = None
+        self._claims_alone = False
 
     async def start(self, *, serve: bool, predecessor: UUID | None = None) -> None:
         """
@@ -132,6 +173,7 @@ class Life:
             workflows=self._registry.names,
         )
         self._keeper.start(registered_at)
+        await self.store.register_definitions(self._registry.definitions())
         await self._leased.connect()
         self.executor.open()
         self._spawn(self._flusher.run(), "flusher")
@@ -141,8 +183,10 @@ class Life:
         self._serves = serve
         if serve:
             self._spawn(self.courier.run(), "courier")
-            self._spawn(self.sweeper.run(), "sweeper")
-            self._spawn(self.claimer.run(), "claimer")
+            if not self._is_child:
+                self._spawn(self.sweeper.run(), "sweeper")
+                self._spawn(self.claimer.run(), "claimer")
+                self._spawn(self._solo.run(), "solo")
             if self._settings.listen:
                 self._spawn(self.listener.run(), "listener")
         _log.info(
@@ -160,6 +204,7 @@ class Life:
             if task.get_name() != "flusher":
                 task.cancel()
         owned: Sequence[UUID] = ()
+        seeing_off = asyncio.create_task(self._solo.stop(0 if self.ended.done() else grace_s, hurry=hurry))
         if not self.ended.done():
             # What is given back rings a sleeper, which must not be this worker.
             await _bounded(self.store.wake_up(), _WAKE_UP_S)
@@ -168,6 +213,7 @@ class Life:
         else:
             self.executor.lose_all()
         self._flusher.close()
+        await _bounded(seeing_off, grace_s + _CHILD_S)
         error = self.ended.exception() if self.ended.done() else None
         if error is None:
             await _bounded(self.store.leave(), _DRAIN_S)
@@ -190,7 +236,8 @@ class Life:
     # ---- FlushEvents
 
     def wanted_claim(self, ending: int) -> ClaimRequest | None:
-        return self.claimer.wanted(ending)
+        self._claims_alone = self._alone.is_on
+        return self._alone.wanted() if self._claims_alone else self.claimer.wanted(ending)
 
     def claimed(self, answer: ClaimAnswer) -> None:
         if self.limit is not None:
@@ -201,10 +248,10 @@ class Life:
             self.courier.ring()
         if answer.runs and len(answer.runs) == answer.limit:
             self._ring_next(answer.runs[-1].queue, answer.runs[-1].workflow)
-        self.claimer.answered(answer)
+        (self._alone if self._claims_alone else self.claimer).answered(answer)
 
     def unclaimed(self) -> None:
-        self.claimer.unanswered()
+        (self._alone if self._claims_alone else self.claimer).unanswered()
 
     async def reconnected(self) -> None:
         owned = await self._leased.owned()
@@ -217,8 +264,10 @@ class Life:
     def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
         for run in lost:
             _log.warning("run %s epoch %d: lease lost, dropped", run.claimed.id, run.claimed.epoch)
-        self.executor.settled(moved, lost)
-        self.finished_runs += len(moved)
+        going_on = self.executor.settled(moved, lost)
+        if going_on:
+            self.claimer.ring()  # what was parked may be due soon, or have been woken on the way
+        self.finished_runs += len(moved) - going_on
 
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.executor.fail(run, error)
@@ -236,9 +285,13 @@ class Life:
     def _look(self) -> None:
         self._attendant.ring()
 
+    def _child_died(self) -> None:
+        self.sweeper.ring()
+
     def _slot_freed(self) -> None:
         self.progress.set()
         self.claimer.slot_freed()
+        self._alone.freed()
 
     def _rung(self, payload: str) -> None:
         if payload == "mail":
@@ -277,7 +330,7 @@ class Life:
             self.executor.lose_all()
 
 
-async def _bounded(work: Coroutine[Any, Any, T], seconds: float) -> T | None:
+async def _bounded(work: Awaitable[T], seconds: float) -> T | None:
     try:
         async with asyncio.timeout(seconds):
             return await work

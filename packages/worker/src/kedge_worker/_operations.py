@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard, TypeVar, cast
 
 from kedge.errors import PayloadError
 from kedge_worker._branches import call_in_step, operation
@@ -18,7 +18,7 @@ from kedge_worker._outcomes import Mismatched
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._transaction_body import TransactionBody
 from kedge_worker._runs import MemoRow
-from kedge_worker._side_writes import CLOSE_WAITS
+from kedge_worker._side_writes import CLOSE_WAITS, SEND_LETTERS
 from kedge_worker._turns import LIVE
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._execution import Execution, Operation
     from kedge_worker._memo import Memo
+    from kedge_worker._outcomes import RowKind
     from kedge_worker._waits import Served, Wait
 
 T = TypeVar("T")
@@ -42,6 +43,14 @@ _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 _STOPS: Final = (ClosedError, LeaseLostError, ReplayMismatch, GeneratorExit)
 """Not of the body: the engine's, or the end of the coroutine itself."""
+
+
+def _nothing() -> None:
+    pass
+
+
+def _no_value(_: MemoRow) -> None:
+    pass
 
 
 class Operations:
@@ -146,8 +155,11 @@ class Operations:
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(wait.key)) is not None:
+                if here.race is not None and row.kind != "x":
+                    here.race.is_decided = True
                 return cast("T", await self._replay(row, of, branch, here, recall))
             execution.replaying = False
+            wait.race = here.race
             served = await self.serve(wait, of, branch)
             return self.outcome(served, wait.key, recall)
         finally:
@@ -214,6 +226,44 @@ class Operations:
         if execution.closed:
             raise ClosedError
         branch.last = key
+
+    @operation
+    async def send(self, key: str, branch: Branch, letter: tuple[object, ...], size: int) -> None:
+        """Let a letter go in the transaction that keeps its row: stored once is sent once."""
+        execution = self._execution
+        here = execution.enter()
+        try:
+            if execution.memo is not None and (row := execution.memo.get(key)) is not None:
+                await self._replay(row, "m", branch, here, _no_value)
+                return
+            execution.replaying = False
+
+            def let_go() -> None:
+                execution.journal.add(execution.run, SEND_LETTERS, *letter, size=size)
+
+            await self._keep_in_turn("m", "m", key, branch, b"", 0, beside=let_go)
+        finally:
+            execution.leave(here)
+
+    async def keep_outcome(self, of: Operation, key: str, branch: Branch, value: bytes) -> None:
+        """Keep an outcome that has come of the handler's own doing, when it is its turn."""
+        self._execution.replaying = False
+        await self._keep_in_turn(of, of, key, branch, value, 0)
+
+    async def hand_out_again(self, row: MemoRow, branch: Branch) -> None:
+        """Return when it is the turn of an outcome of an earlier life that nothing has to be done for."""
+        execution = self._execution
+        await execution.take_turn(row.seq, insist=True)
+        if execution.closed:
+            raise ClosedError
+        assert execution.memo is not None  # noqa: S101  # the row came from it
+        execution.memo.hand_out(row)
+        execution.replaying = bool(execution.memo)
+        branch.last = row.key
+
+    def mismatch(self, mismatch: ReplayMismatch) -> None:
+        """The code does not fit what is stored: the run leaves with the reason."""
+        self._execution.stop(Mismatched(mismatch.reason))
 
     def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
         execution = self._execution
@@ -299,8 +349,17 @@ class Operations:
         raise raised from error
 
     async def _keep_in_turn(
-        self, kind: Literal["s", "f"], operation: Operation, key: str, branch: Branch, data: bytes, took_ms: int
+        self,
+        kind: RowKind,
+        operation: Operation,
+        key: str,
+        branch: Branch,
+        data: bytes,
+        took_ms: int,
+        *,
+        beside: Callable[[], None] = _nothing,
     ) -> None:
+        """Keep an outcome when it is its turn, and what `beside` adds to it."""
         execution = self._execution
         try:
             await execution.take_turn(LIVE)
@@ -308,6 +367,7 @@ class Operations:
             if execution.closed:
                 if execution.may_keep():
                     execution.keep(kind, operation, key, branch, data, took_ms)
+                    beside()
             else:
                 await self._interrupted(operation, key, branch)
             raise
@@ -315,8 +375,10 @@ class Operations:
             # What is done is done, though this life's handler does not get it any more.
             if execution.may_keep():
                 execution.keep(kind, operation, key, branch, data, took_ms)
+                beside()
             raise ClosedError
         execution.keep(kind, operation, key, branch, data, took_ms)
+        beside()
 
     async def _interrupted(self, operation: Operation, key: str, branch: Branch) -> None:
         """Keep that the handler's own code cancelled an operation: on replay it must be interrupted again."""

@@ -19,6 +19,8 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _FIRST_PAUSE_S: Final = 0.01
 _LONGEST_PAUSE_S: Final = 1.0
+_SOON_S: Final = 1.0
+"""A wait that ends before is not worth a way out of memory and back."""
 _LONG_S: Final = 60.0
 """After so long the log says once what keeps a waiting run in memory."""
 
@@ -42,6 +44,10 @@ class Parking:
         waits = execution.open_waits()
         if waits.is_served:
             return  # a task goes on in a moment
+        nearest_s = waits.nearest_s()
+        if nearest_s is not None and nearest_s < _SOON_S and self._linger_s():
+            execution.parking = execution.loop.call_later(nearest_s + _FIRST_PAUSE_S, self._look, execution, 0.0, 0.0)
+            return
         blocker = find_blocker(execution.branches, execution.waiting, bodies=execution.active)
         if blocker is None:
             execution.stop(Parked(waits.stale()))

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeGuard
 
+from msgspec import UNSET
+
+from kedge.definitions import DefinitionTerms
 from kedge.errors import DefinitionError
+from kedge.retry import Retry
+from kedge.run_meta import RetryTerms
 from kedge_worker._workflows import Workflow
 
 __all__ = ["Registry", "Workflow"]
@@ -33,6 +38,10 @@ class Registry:
     def timeouts_s(self) -> dict[str, float]:
         """Of workflows whose definition has one, in seconds."""
         return {name: made.timeout.total_seconds() for name, made in self._by_name.items() if made.timeout is not None}
+
+    def definitions(self) -> list[tuple[str, int | None, bytes]]:
+        """What the database is told of each workflow: its name, its steps, its terms."""
+        return [(name, made.total_steps, _terms(made)) for name, made in self._by_name.items()]
 
     def get(self, name: str) -> Workflow[Any, Any] | None:
         return self._by_name.get(name)
@@ -65,3 +74,9 @@ def _is_workflow(given: object) -> TypeGuard[Workflow[Any, Any]]:
 
 def _types(one: Workflow[Any, Any]) -> str:
     return f"{one.ref.input_type} -> {one.ref.output_type}"
+
+
+def _terms(made: Workflow[Any, Any]) -> bytes:
+    timeout_s = UNSET if made.timeout is None else made.timeout.total_seconds()
+    retry = None if made.retry is Retry.NEVER else RetryTerms.of(made.retry)
+    return DefinitionTerms(timeout_s, retry).encode()

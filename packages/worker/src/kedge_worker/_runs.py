@@ -91,19 +91,25 @@ class Waiter(Protocol):
 class Batch:
     """The journal writes that share one commit; `stored` once the commit is answered and settled."""
 
-    __slots__ = ("moves", "rows", "sides", "size", "stored", "waiters")
+    __slots__ = ("is_observed", "moves", "rows", "sides", "size", "stored", "waiters")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.moves: list[tuple[LiveRun, Move]] = []
         self.sides: dict[SideWrite, list[tuple[LiveRun, tuple[Any, ...]]]] = {}
         """What else rides along, by the statement that writes it."""
+        self.is_observed = False
+        """Some of its runs may be watched by a client."""
         self.size = 0
         self.stored = False
         self.waiters: list[Waiter] = []
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.moves or self.sides)
+
+    def observed(self) -> list[LiveRun]:
+        """Those of its runs that a client watches."""
+        return [run for run in self.runs() if run.is_observed] if self.is_observed else []
 
     def weight(self) -> int:
         """How much there is to write."""
@@ -134,6 +140,7 @@ class Batch:
         for side, entries in self.sides.items():
             for run, values in entries:
                 (one if run in first else other).add(side, run, values)
+        one.is_observed = other.is_observed = self.is_observed
         self.hand_over(one, other)
         return one, other
 
@@ -145,6 +152,7 @@ class Batch:
         for batch in (self, other):
             for side, entries in batch.sides.items():
                 both.sides.setdefault(side, []).extend(entries)
+        both.is_observed = self.is_observed or other.is_observed
         self.hand_over(both)
         other.hand_over(both)
         return both
@@ -172,6 +180,8 @@ class LiveRun:
 
     claimed: ClaimedRun
     next_seq: int
+    is_observed: bool = False
+    """A client watches all that happens to it."""
     batch: Batch | None = None
     """The last batch that carries rows, or the move, of this run."""
     lost: bool = False

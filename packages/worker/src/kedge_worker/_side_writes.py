@@ -65,5 +65,26 @@ KEEP_FAILURES: Final = SideWrite(
     (_binary.ints, _binary.ints, _binary.ints, _chars, _binary.texts, _binary.byteas),
 )
 
-SIDE_WRITES: Final = (OPEN_WAITS, CLOSE_WAITS, CONSUME_MAIL, SEND_LETTERS, KEEP_FAILURES)
+# done, total, percent, message
+SET_PROGRESS: Final = SideWrite(
+    "SET_PROGRESS",
+    _statements.SET_PROGRESS,
+    (_binary.bigints, _binary.optional_bigints, _binary.optional_floats, _binary.texts),
+)
+SET_METADATA: Final = SideWrite("SET_METADATA", _statements.SET_METADATA, (_binary.byteas,))
+# n, level, message, fields
+WRITE_LOG: Final = SideWrite(
+    "WRITE_LOG", _statements.WRITE_LOG, (_binary.ints, _binary.ints, _binary.texts, _binary.byteas)
+)
+
+SIDE_WRITES: Final = (
+    OPEN_WAITS,
+    CLOSE_WAITS,
+    CONSUME_MAIL,
+    SEND_LETTERS,
+    KEEP_FAILURES,
+    SET_PROGRESS,
+    SET_METADATA,
+    WRITE_LOG,
+)
 """In the order in which a flush writes them."""

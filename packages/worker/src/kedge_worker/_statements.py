@@ -13,6 +13,10 @@ from typing import Final
 
 # ---- before the first move --------------------------------------------------------------------------------------
 
+REGISTER_DEFINITIONS: Final = """
+    select kedge.register_definitions(%(names)s::text[], %(total_steps)s::int[], %(options)s::bytea[])
+"""
+
 REGISTER_WORKER: Final = """
     insert into kedge.workers (id, lease_until, lease, started_at, protocol, name, queues, workflows)
     values (%(id)s, clock_timestamp() + %(lease)s, %(lease)s, clock_timestamp(), %(protocol)s, %(name)s, %(queues)s,
@@ -233,6 +237,8 @@ LOCK_MOVING: Final = """
 # for the disk with.
 NOTIFY_WATCHERS: Final = "select kedge.notify_watchers($1::uuid[])"
 
+NOTIFY_OBSERVERS: Final = "select kedge.notify_observers($1::uuid[])"
+
 # The same where it is not known whether a run has ended: given back, a run with a cancel request has.
 NOTIFY_IF_ENDED: Final = """
     select kedge.notify_watchers(array(
@@ -327,8 +333,8 @@ RING: Final = "select kedge.ring_v1(%(queue)s, %(workflow)s)"
 NOTIFY_ENDED: Final = "select kedge.notify_watchers(%(runs)s)"
 
 REQUESTS: Final = """
-    select r.id, r.request::text, r.reason from kedge.runs r
-     where r.worker_id = %(worker)s and r.state = 'r' and r.request is not null
+    select r.id, coalesce(r.request::text, 'o'), r.reason from kedge.runs r
+     where r.worker_id = %(worker)s and r.state = 'r' and (r.request is not null or r.is_observed)
 """
 
 # For runs in memory that wait: unread mail that is not known yet, and waits whose time has come.

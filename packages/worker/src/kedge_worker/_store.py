@@ -1,5 +1,5 @@
 """
-What a worker says to Postgres outside of a flush: registration, courier, take back, sleep and wake. One method each.
+What a worker says to Postgres outside of a flush: registration, courier, upkeep, sleep and wake. One method each.
 
 One plain connection, opened when needed; each call is one autocommit statement that may be repeated.
 """
@@ -27,6 +27,7 @@ from kedge_worker._statements import (
     NEW_MAIL,
     NEXT_DUE,
     NOTIFY_ENDED,
+    REGISTER_DEFINITIONS,
     REGISTER_WORKER,
     REQUESTS,
     RING,
@@ -36,6 +37,7 @@ from kedge_worker._statements import (
     TIMES_UP,
     WAKE_UP,
 )
+from kedge_worker._upkeep import EXPIRE_RUNS, FORGET_WATCHERS, HAS_SOLO_RUNS, HAS_WORKER, LAPSE
 
 PROTOCOL: Final = 1
 """What this release's workers agree on; a worker touches only rows of its own protocol or an older one."""
@@ -61,6 +63,14 @@ class Request:
     kind: str
     """`x` cancel, `d` its deadline has passed, `s` pause."""
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The runs that have ended, and the workers of those that have been asked to."""
+
+    ended: list[UUID]
+    owners: list[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,12 @@ class Store:
                 "workflows": list(workflows),
             },
         )
+
+    async def register_definitions(self, definitions: Sequence[tuple[str, int | None, bytes]]) -> None:
+        """Say what is known of workflows: name, declared steps, terms."""
+        names, steps, options = zip(*definitions, strict=True) if definitions else ((), (), ())
+        parameters = {"names": list(names), "total_steps": list(steps), "options": list(options)}
+        await self._execute(REGISTER_DEFINITIONS, parameters)
 
     async def sort_inbox(self, limit: int) -> Sorted:
         ((letters, remaining, owners, ended, queues, workflows),) = await self._execute(SORT_INBOX, {"limit": limit})
@@ -157,6 +173,28 @@ class Store:
 
     async def wake_up(self) -> None:
         await self._execute(WAKE_UP, {"worker": self._worker})
+
+    async def expire_runs(self, limit: int) -> Expired:
+        """End runs whose time is up; those that are executed are asked to."""
+        ((ended, owners),) = await self._execute(EXPIRE_RUNS, {"limit": limit})
+        return Expired(cast("list[UUID]", ended), cast("list[UUID]", owners))
+
+    async def has_solo_runs(self, queues: Sequence[str], workflows: Sequence[str], *, patience_s: float) -> bool:
+        """Whether something in the solo lanes of these queues has been waiting for a worker for so long."""
+        asked = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta(seconds=patience_s)}
+        return await self._execute(HAS_SOLO_RUNS, asked) == [(True,)]
+
+    async def has_worker(self, worker: UUID) -> bool:
+        return await self._execute(HAS_WORKER, {"worker": worker}) == [(True,)]
+
+    async def lapse(self, worker: UUID) -> bool:
+        """End the lease of a worker whose process has died; answers False when it had left."""
+        return bool(await self._execute(LAPSE, {"worker": worker}))
+
+    async def forget_watchers(self) -> int:
+        """Delete registrations of clients that have died; answers how many of one table went at most."""
+        ((watchers, observers),) = await self._execute(FORGET_WATCHERS, {})
+        return max(cast("int", watchers), cast("int", observers))
 
     async def next_due_s(self, queues: Sequence[str], workflows: Sequence[str]) -> float | None:
         """Seconds until the next run of these lanes becomes due by itself; None: there is none."""

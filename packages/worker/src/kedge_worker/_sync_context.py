@@ -9,18 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, TypeVarTuple, cast, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, cast, overload
+from uuid import UUID
 
+import kedge_worker._sending as letters
 import kedge_worker._waiting as waiting
 from kedge.durations import Duration
 from kedge.errors import HandlerUseError, NestedStepError, PayloadError, WrongThreadError
-from kedge.event_refs import EventRef
+from kedge.event_refs import EventMessage, EventRef
 from kedge.result_types import MISSING
 from kedge_worker._branches import NESTED
 from kedge_worker._definitions import definition_of
 from kedge_worker._facts import RunFacts
 from kedge_worker._operations import Operations
 from kedge_worker._outcomes import Mismatched
+from kedge_worker._side_writes import SEND_LETTERS
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._transaction_body import SyncConn, TransactionBody
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from kedge_worker._branches import Branch
     from kedge_worker._definitions import StepDefinition
     from kedge_worker._execution import Execution, Operation
+    from kedge_worker._outcomes import RowKind
     from kedge_worker._runs import MemoRow
     from kedge_worker._waits import Wait
 
@@ -44,6 +48,10 @@ _OTHER_THREAD: Final = (
 # Typed as anything, for None is a type too.
 _UNSET: Final[Any] = MISSING
 _STOPS: Final = (asyncio.CancelledError, LeaseLostError, ReplayMismatch)
+
+
+def _nothing() -> None:
+    pass
 
 
 class SyncContext(RunFacts):
@@ -167,6 +175,23 @@ class SyncContext(RunFacts):
         """Wait until somebody calls `client.resume`; as `Context.pause`."""
         self._wait(waiting.pause(self._here().key(step_id)), "u", waiting.no_value)
 
+    def send(
+        self, step_id: str, event: EventMessage, /, *, run: UUID | str | None = None, topic: str | None = None
+    ) -> None:
+        """Send an event to another run, or to a topic, once; as `Context.send`."""
+        key = self._here().key(step_id)
+        letter, size = letters.event_letter(self.run_id, key, event, run=run, topic=topic)
+        row = self._kept(key)
+        if row is not None:
+            self._replay(row, "m", waiting.no_value)
+            return
+        execution = self._execution
+
+        def let_go() -> None:
+            execution.journal.add(execution.run, SEND_LETTERS, *letter, size=size)
+
+        self._keep("m", "m", key, b"", time.monotonic(), beside=let_go)
+
     # ---- for the executor
 
     def run(self, handler: Callable[..., T], args: tuple[Any, ...]) -> T:
@@ -241,7 +266,16 @@ class SyncContext(RunFacts):
             execution.loop.call_soon_threadsafe(execution.stop, Mismatched(mismatch.reason))
             raise
 
-    def _keep(self, kind: Literal["s", "f"], operation: Operation, key: str, data: bytes, started: float) -> None:
+    def _keep(
+        self,
+        kind: RowKind,
+        operation: Operation,
+        key: str,
+        data: bytes,
+        started: float,
+        *,
+        beside: Callable[[], None] = _nothing,
+    ) -> None:
         execution = self._execution
         took_ms = int((time.monotonic() - started) * 1000)
         answer: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -251,6 +285,7 @@ class SyncContext(RunFacts):
                 # What is done is done, though a closed run's handler does not get it any more.
                 if not execution.closed or execution.may_keep():
                     execution.keep(kind, operation, key, self._branch, data, took_ms)
+                    beside()
             except BaseException as error:  # noqa: BLE001  # it is the waiting thread's
                 answer.set_exception(error)
             else:

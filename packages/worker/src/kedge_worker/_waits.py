@@ -17,6 +17,7 @@ from kedge_worker._side_writes import CLOSE_WAITS, CONSUME_MAIL, OPEN_WAITS
 
 if TYPE_CHECKING:
     from kedge_worker._outcomes import RowKind
+    from kedge_worker._races import Race
     from kedge_worker._runs import Journal, LiveRun, Mail, StoredWait
 
 KEY_SLOT: Final = "k:"
@@ -55,6 +56,7 @@ class Wait:
         "limit_s",
         "looked",
         "need",
+        "race",
         "read",
         "slot",
         "state",
@@ -94,6 +96,8 @@ class Wait:
         self.state = state
         self.future: asyncio.Future[Served] | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.race: Race | None = None
+        """It takes nothing when another wait of its race has been served."""
         self.is_due = False
         self.looked = False
         """All mail from before its time was up is known."""
@@ -148,6 +152,11 @@ class RunWaits:
         """Whether a wait has been served whose operation has not gone on yet."""
         return any(wait.future is not None and wait.future.done() for wait in self.open.values())
 
+    def nearest_s(self) -> float | None:
+        """Until the first of its times comes; None: there is none."""
+        times = [wait.timer.when() for wait in self.open.values() if wait.timer is not None]
+        return min(times) - self._loop.time() if times else None
+
     def stale(self) -> tuple[str, ...]:
         """The stored waits that this life's code has not asked for."""
         return tuple(key for key in self._stored if key not in self._asked)
@@ -164,7 +173,11 @@ class RunWaits:
         self.open[wait.key] = wait
         if len(self.open) == 1:
             self._changed()
-        self.serve()
+        if wait.race is None:
+            self.serve()
+        else:
+            # When the others have begun, too: one of them may know from an earlier life that it has won.
+            self._loop.call_soon(self.serve)
         stored = self._stored.get(wait.key)
         self._asked.add(wait.key)
         if wait.future.done():
@@ -262,12 +275,16 @@ class RunWaits:
         seq = self._keep(kept, wait.key)
         if seq is None:
             return None
+        if wait.race is not None:
+            wait.race.is_decided = True
         self._journal.add(self._run, CLOSE_WAITS, wait.key)
         wait.future.set_result(Served(seq, kept))
         return seq
 
 
 def _is_open(wait: Wait) -> bool:
+    if wait.race is not None and wait.race.is_decided:
+        return False
     return wait.future is not None and not wait.future.done()
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
+from uuid import UUID
 
 from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, PrivilegesError, SchemaError
@@ -20,6 +21,8 @@ from kedge_worker._life import Life
 from kedge_worker._migrator import check_schema
 from kedge_worker._registry import Registry, Workflow
 from kedge_worker._settings import WorkerSettings, make_settings
+from kedge_worker._solo import Target
+from kedge_worker._solo_child import Parent, work_alone
 
 _log: Final = logging.getLogger("kedge.worker")
 
@@ -82,6 +85,8 @@ class Worker:
             listen=listen,
             transaction_connections=transaction_connections,
         )
+        self.target: Target | None = None
+        """Where `kedge-worker run` has found this worker: children, which run poisonous runs, find it there too."""
         self._stop: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
         self._stopped: asyncio.Event | None = None
@@ -112,9 +117,17 @@ class Worker:
             self._stop.set()
             await self._stopped.wait()
 
+    async def run_solo(self, child_id: UUID, parent: Parent) -> int:
+        """Be the child process of a worker: `kedge-worker solo`. Answers the exit code."""
+        self._begin()
+        try:
+            return await work_alone(self.settings, self._registry, child_id, parent)
+        finally:
+            self._end()
+
     async def run_until_idle(self) -> int:
         """
-        Execute everything that can be claimed now, and what that makes claimable; return how many runs left.
+        Execute everything that can be claimed now, and what that makes claimable; return how many runs have ended.
 
         For tests and scripts: nothing listens, and nothing is waited for that only time can bring.
         """
@@ -172,7 +185,7 @@ class Worker:
         pause_s = 0.05
         predecessor = None
         while not stop.is_set():
-            life = Life(self.settings, self._registry)
+            life = Life(self.settings, self._registry, target=self.target)
             try:
                 await self._check_schema(life)
                 await life.start(serve=True, predecessor=predecessor)
