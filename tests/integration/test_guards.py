@@ -296,16 +296,16 @@ GUARDS: Final = [
     ),
     Guard(
         "who leaves is not charged",
-        "engine/take_back.sql",
-        "when v_worker.leaving then r.crashes",
+        "engine/free_runs.sql",
+        "when not p_charged then r.crashes",
         "when false then r.crashes",
         lambda s: take_back.test_a_worker_that_left_charges_nobody(s.open(), "LEAVE"),
     ),
     Guard(
         "progress resets the count",
-        "engine/take_back.sql",
-        "and j.epoch = r.epoch offset 0) then 0",
-        "and false offset 0) then 0",
+        "engine/free_runs.sql",
+        "when own.gets_on then 0",
+        "when false then 0",
         lambda s: (
             take_back.test_a_journal_row_of_the_epoch_that_was_taken_back_resets_the_count_and_an_older_one_does_not(
                 s.open()
@@ -314,9 +314,9 @@ GUARDS: Final = [
     ),
     Guard(
         "progress of that epoch only",
-        "engine/take_back.sql",
-        "and j.epoch = r.epoch offset 0) then 0",
-        "and j.seq > 0 offset 0) then 0",
+        "engine/free_runs.sql",
+        "(select j.epoch = p_epoch",
+        "(select j.seq > 0",
         lambda s: (
             take_back.test_a_journal_row_of_the_epoch_that_was_taken_back_resets_the_count_and_an_older_one_does_not(
                 s.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -200,6 +201,38 @@ def test_a_run_that_is_taken_back_says_whether_its_next_claim_has_waits_or_mail_
     crash(db)
 
     assert moves.run_row(db, run)["has_waits"] is expected
+
+
+MOVES: Final[dict[str, Callable[[Session, UUID, moves.Claimed], object]]] = {
+    "give back": lambda session, worker, run: session.rows(
+        moves.statement("RELEASE"), (worker, [run.id], [run.epoch], [0.0], [None], [run.next_seq])
+    ),
+    "park": lambda session, worker, run: session.rows(
+        moves.statement("PARK"), (worker, [run.id], [run.epoch], [run.next_seq], [], [])
+    ),
+    "retry later": lambda session, worker, run: session.rows(
+        moves.statement("RETRY_LATER"), (worker, [run.id], [run.epoch], [0.0], [b"\x01{}"], [None], [run.next_seq])
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("move", "rows", "returns"),
+    [("give back", 0, False), ("give back", 1, True), ("park", 0, True), ("park", 1, True), ("retry later", 0, True)],
+)
+def test_a_solo_run_that_gets_on_returns_to_its_queue_with_its_next_move(
+    db: Session, move: str, rows: int, returns: bool
+) -> None:
+    (run,) = in_the_solo_lane(db)
+    worker = moves.register(db)
+    (claimed,) = claim(db, worker, SOLO)
+    for seq in range(1, rows + 1):
+        moves.keep(db, worker, claimed, seq)
+
+    MOVES[move](db, worker, claimed)
+
+    assert standing(db, run) == ((0, moves.QUEUE) if returns else (2, SOLO))
+    assert moves.status(db, run) == "pending"
 
 
 def test_people_see_the_queue_and_not_the_lane(db: Session) -> None:

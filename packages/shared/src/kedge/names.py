@@ -70,6 +70,11 @@ def check_queue(name: object) -> str:
     return queue
 
 
+def solo_lane(queue: str) -> str:
+    """Answer the lane of a queue's runs whose workers died with them."""
+    return SOLO_LANE + queue
+
+
 def check_key(what: str, key: object) -> str:
     """
     Return an idempotency key or a resource id, or refuse it; up to 255 bytes.

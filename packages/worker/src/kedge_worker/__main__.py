@@ -11,11 +11,14 @@ import os
 import sys
 from collections.abc import Sequence
 from typing import Final
+from uuid import UUID
 
 from kedge.errors import KedgeError, SchemaError, UsageError
 from kedge_worker._errors import PostgresError, TroubleError, is_gone
 from kedge_worker._migrator import full_sql, migrate, pending
 from kedge_worker._settings import database_url
+from kedge_worker._solo import Target
+from kedge_worker._solo_child import Parent
 from kedge_worker._worker import Worker
 
 OK: Final = 0
@@ -37,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.schema:
         os.environ["KEDGE_SCHEMA"] = options.schema
     try:
-        return _run(options.target) if options.command == "run" else _migrate(options.plan, options.sql)
+        match options.command:
+            case "run":
+                return _run(options.target)
+            case "solo":
+                return _solo(options.target, options.child_id)
+            case _:
+                return _migrate(options.plan, options.sql)
     except SchemaError as error:
         return _say(error, WRONG_SCHEMA)
     except UsageError as error:
@@ -53,19 +62,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run,migrate}")
     run = commands.add_parser("run", help="run a worker until SIGTERM")
     run.add_argument("target", metavar="module:worker", help="where the Worker object is, such as shop.worker:worker")
+    # What a worker starts by itself: not for people, so without help.
+    solo = commands.add_parser("solo")
+    solo.add_argument("target")
+    solo.add_argument("child_id", type=UUID)
     migrate = commands.add_parser("migrate", help="bring the database's schema to this release")
     what = migrate.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="print what would be applied")
     what.add_argument("--sql", action="store_true", help="print the whole schema as SQL, without a database")
-    for command in (run, migrate):
+    for command in (run, solo, migrate):
         command.add_argument("--database-url", help="default: KEDGE_DATABASE_URL, DATABASE_URL, libpq's environment")
         command.add_argument("--schema", help="default: KEDGE_SCHEMA, else kedge")
     return parser
 
 
 def _run(target: str) -> int:
-    asyncio.run(_load(target).run())
+    worker = _load(target)
+    worker.target = Target(target, os.getcwd())
+    asyncio.run(worker.run())
     return OK
+
+
+def _solo(target: str, child_id: UUID) -> int:
+    parent = Parent()
+    return asyncio.run(_load(target).run_solo(child_id, parent))
 
 
 def _migrate(plan: bool, sql: bool) -> int:  # noqa: FBT001  # two flags of the command line

@@ -11,15 +11,14 @@ declare
 begin
     update kedge.runs r
        set (crashes, queue) = (
-           select case when own.has_row then 0
+           select case when own.gets_on then 0
                        when not p_charged then r.crashes
                        when kedge.is_solo(r.queue) then least(greatest(r.crashes, 2) + 1, 32767)
                        else least(r.crashes + 1, 2) end,
-                  case when own.has_row then kedge.queue_name(r.queue)
+                  case when own.gets_on then kedge.queue_name(r.queue)
                        when p_charged and r.crashes >= 1 then kedge.solo_lane(r.queue)
                        else r.queue end
-             from (select coalesce((select j.epoch = r.epoch from kedge.journal j
-                                     where j.run_id = r.id order by j.seq desc limit 1), false)) as own(has_row))
+             from (select kedge.gets_on(r.id, r.epoch)) as own(gets_on))
      where r.id = any (p_ids) and r.worker_id is not distinct from p_worker;
 
     v_ended := array(select r.id from kedge.runs r
@@ -28,9 +27,9 @@ begin
     begin
         perform kedge.end_runs(
             p_worker, array_agg(r.id), array_agg(r.epoch),
-            array_agg(case r.request when 'x' then 'x' else 'f' end), array_agg(null::bytea),
-            array_agg(case r.request when 'x' then null when 'd' then kedge.deadline_error()
-                                     else kedge.crashed_error(r.crashes) end),
+            -- As failures: the door itself turns them into what was asked for.
+            array_agg('f'::text), array_agg(null::bytea),
+            array_agg(case when r.request is distinct from 'x' then kedge.crashed_error(r.crashes) end),
             array_agg(r.reason), array_agg(0),
             array_agg((select coalesce(max(j.seq), 0) from kedge.journal j where j.run_id = r.id)), array_agg(0))
            from kedge.runs r where r.id = any (v_ended) having count(*) > 0;
@@ -45,15 +44,21 @@ begin
     end;
 
     update kedge.runs r
-       set state = case when r.request = 's' then 's' else 'p' end::"char", request = null, worker_id = null,
+       set state = case when r.request = 's' then 's' else 'p' end::"char",
+           due_at = case when r.request = 's' then kedge.instant() end, request = null, worker_id = null,
            epoch = r.epoch + 1, since = kedge.instant(), seq = nextval('kedge.runs_seq'),
            next_seq = greatest(r.next_seq, (select coalesce(max(j.seq), 0) + 1 from kedge.journal j where j.run_id = r.id)),
-           has_waits = exists (select 1 from kedge.waits w where w.run_id = r.id offset 0)
-                    or exists (select 1 from kedge.events e
-                                where e.run_id = r.id and e.consumed_seq is null offset 0)
+           has_waits = kedge.waits_or_mail(r.id)
      where r.id = any (p_ids) and r.worker_id is not distinct from p_worker;
     return v_ended;
 end $$;
+
+-- Whether this epoch has kept something: then the run's crashes are forgotten, and it returns to its queue.
+create or replace function kedge.gets_on(p_run uuid, p_epoch int) returns boolean
+language sql stable as $$
+    select coalesce(
+        (select j.epoch = p_epoch from kedge.journal j where j.run_id = p_run order by j.seq desc limit 1), false)
+$$;
 
 -- What a run fails with that was the death of its workers.
 create or replace function kedge.crashed_error(p_crashes int) returns bytea

@@ -45,7 +45,7 @@ begin
                          when r.request = 's' or not l.wakes then l.due_at end,
            seq = case when l.wakes then nextval('kedge.runs_seq') else r.seq end,
            has_waits = l.waits > 0 or kedge.waits_or_mail(r.id),
-           request = null, worker_id = null, since = kedge.instant(), crashes = 0,
+           request = null, worker_id = null, since = kedge.instant(), crashes = 0, queue = kedge.queue_name(r.queue),
            next_seq = greatest(r.next_seq, l.last + 1), reason = case when r.request = 's' then r.reason end
       from look l
      where r.id = l.id and r.id = any (v_held) and r.worker_id is not distinct from p_worker;

@@ -34,6 +34,9 @@ begin
            request = null, worker_id = null, since = kedge.instant(), seq = nextval('kedge.runs_seq'),
            next_seq = greatest(r.next_seq, x.last + 1),
            reason = coalesce(x.reason, case when r.request = 's' then r.reason end),
+           crashes = case when r.crashes > 0 and kedge.gets_on(r.id, r.epoch) then 0 else r.crashes end,
+           queue = case when r.crashes > 0 and kedge.gets_on(r.id, r.epoch) then kedge.queue_name(r.queue)
+                        else r.queue end,
            has_waits = kedge.waits_or_mail(r.id)
       from unnest(p_ids, p_epochs, p_delays_s, p_reasons, p_last) as x(id, epoch, delay_s, reason, last)
      where r.id = x.id and r.id = any (p_ids) and r.epoch = x.epoch and r.worker_id = p_worker;

@@ -42,7 +42,7 @@ begin
        set state = case when r.request = 's' then 's' when l.delay_s > 0 then 'w' else 'p' end::"char",
            due_at = case when r.request = 's' or l.delay_s > 0
                          then l.now + make_interval(secs => greatest(l.delay_s, 0)) end,
-           attempt = least(r.attempt + 1, 32767), crashes = 0, has_waits = l.has_mail,
+           attempt = least(r.attempt + 1, 32767), crashes = 0, queue = kedge.queue_name(r.queue), has_waits = l.has_mail,
            request = null, worker_id = null, since = l.now, seq = nextval('kedge.runs_seq'),
            next_seq = greatest(r.next_seq, l.last + 1), reason = l.reason
       from look l

@@ -1,0 +1,130 @@
+"""What a child process of a worker does: executes what is in the solo lanes, one run at a time, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from kedge.names import solo_lane
+from kedge_worker._errors import is_lease_lost
+from kedge_worker._life import Life
+from kedge_worker._migrator import check_schema
+from kedge_worker._solo import LAPSED
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from kedge_worker._registry import Registry
+    from kedge_worker._settings import WorkerSettings
+
+_log: Final = logging.getLogger("kedge.worker")
+
+_LAST_S: Final = 20.0
+
+
+class Parent:
+    """
+    The process that has started this one: our standard input ends when it lets us go, or dies.
+
+    Make it before the application's code is imported: from then on that finds nothing in its standard input.
+    """
+
+    def __init__(self) -> None:
+        self._pipe = os.dup(0)
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        self._gone = threading.Event()
+        self._heard: Callable[[], object] = _nobody
+        threading.Thread(target=self._watch, name="kedge-parent", daemon=True).start()
+
+    def when_gone(self, heard: Callable[[], object]) -> None:
+        """Call this, in a thread of its own, when the parent has gone; at once if it has."""
+        self._heard = heard
+        if self._gone.is_set():
+            heard()
+
+    def _watch(self) -> None:
+        while os.read(self._pipe, 100):
+            pass
+        self._gone.set()
+        self._heard()
+        # Code that blocks the event loop must not stay behind for ever.
+        time.sleep(_LAST_S)
+        os._exit(1)
+
+
+async def work_alone(settings: WorkerSettings, registry: Registry, child_id: UUID, parent: Parent) -> int:
+    """Answer the exit code when nothing is left to do, or when this is to end."""
+    loop = asyncio.get_running_loop()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def gone() -> None:
+        stop.set()
+        hurry.set()
+
+    with _stopped_by_signals(loop, stop):
+        # Not by a second signal: a whole group of processes gets it from the terminal, and this one its parent's too.
+        parent.when_gone(lambda: _tell(loop, gone))
+        queues = tuple(map(solo_lane, settings.queues))
+        life = Life(msgspec.structs.replace(settings, queues=queues, concurrency=1), registry, child_id=child_id)
+        try:
+            check_schema(await life.store.schema_state(), schema=settings.schema)
+            await life.start(serve=True)
+            await _until_nothing_is_left(life, stop)
+        except BaseException as error:
+            await life.stop(0)
+            if not is_lease_lost(error):
+                raise
+            _log.error("solo: lease lost (%s)", error)
+            return LAPSED
+        await life.stop(settings.grace_s, hurry=hurry)
+    return 0
+
+
+async def _until_nothing_is_left(life: Life, stop: asyncio.Event) -> None:
+    working = asyncio.ensure_future(_work(life))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait((working, stopping, life.ended), return_when=asyncio.FIRST_COMPLETED)
+        for one in (working, life.ended):
+            if one.done():
+                one.result()
+    finally:
+        working.cancel()
+        stopping.cancel()
+
+
+async def _work(life: Life) -> None:
+    # With one slot: a look begins when the run before has left.
+    while (await life.claimer.look()).runs:
+        pass
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Generator[None]:
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, news: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError):  # closed
+        loop.call_soon_threadsafe(news)
+
+
+def _nobody() -> None:
+    pass
