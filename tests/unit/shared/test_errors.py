@@ -30,6 +30,7 @@ from kedge.errors import (
     RunError,
     RunExistsError,
     RunFailedError,
+    RunNotActiveError,
     RunNotFoundError,
     SchemaError,
     StepError,
@@ -175,6 +176,39 @@ def test_errors_that_have_a_builtin_meaning_can_be_caught_by_it(cls: type, built
         (
             InvalidRunStateError(RUN, "completed", ("pending", "waiting"), "pause"),
             f"cannot pause run {RUN}: it is completed, it must be pending or waiting",
+        ),
+        (
+            RunNotActiveError(RUN, "failed", ("running",), "send to"),
+            f"cannot send to run {RUN}: it is failed, it must be running; retry it first",
+        ),
+        (
+            RunNotActiveError(RUN, "cancelled", ("running",), "send to"),
+            f"cannot send to run {RUN}: it is cancelled, it must be running; start a new run",
+        ),
+        (
+            InvalidRunStateError(RUN, "waiting", ("paused",), "resume"),
+            (
+                f"cannot resume run {RUN}: it is waiting, it must be paused or wait in ctx.pause; fast_forward ends"
+                " other waits"
+            ),
+        ),
+        (
+            InvalidRunStateError(RUN, "completed", ("failed",), "retry"),
+            (
+                f"cannot retry run {RUN}: it is completed, it must be failed; rerun_from starts a new run from one of"
+                " its steps"
+            ),
+        ),
+        (
+            InvalidRunStateError(RUN, "running", ("failed",), "retry"),
+            f"cannot retry run {RUN}: it is running, it must be failed; it goes on by itself",
+        ),
+        (
+            TooLargeError(f"mail of run {RUN}", 1001, 1000, "unread events"),
+            (
+                f"mail of run {RUN}: 1,001 unread events, the limit is 1,000; send again when the run has read some"
+                " with ctx.wait_for"
+            ),
         ),
         (
             RunExistsError(RUN, OTHER, "a", "k"),

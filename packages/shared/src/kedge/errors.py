@@ -191,8 +191,13 @@ class TooLargeError(PayloadError):
         self.problem = f"{size:,} {unit}, the limit is {limit:,}"
 
     def __str__(self) -> str:
-        advice = "; keep large values in object storage and pass a reference" if self.unit == "bytes" else ""
-        return f"{self.where}: {self.problem}{advice}"
+        return f"{self.where}: {self.problem}{_INSTEAD.get(self.unit, '')}"
+
+
+_INSTEAD: Final = {
+    "bytes": "; keep large values in object storage and pass a reference",
+    "unread events": "; send again when the run has read some with ctx.wait_for",
+}
 
 
 class NotDecodableError(PayloadError):
@@ -232,7 +237,26 @@ class InvalidRunStateError(RunError):
         """The verb that was refused, such as "pause"."""
 
     def __str__(self) -> str:
-        return f"cannot {self.action} run {self.run_id}: it is {self.status}, it must be {' or '.join(self.wanted)}"
+        advice = _advice(self.action, self.status)
+        wanted = " or ".join(self.wanted)
+        return f"cannot {self.action} run {self.run_id}: it is {self.status}, it must be {wanted}{advice}"
+
+
+def _advice(action: str, status: str) -> str:
+    """Say what to do instead, if there is something."""
+    match action, status:
+        case "send to" | "fast-forward", "failed":
+            return "; retry it first"
+        case "send to", _:
+            return "; start a new run"
+        case "resume", "pending" | "running" | "waiting":
+            return " or wait in ctx.pause; fast_forward ends other waits"
+        case "retry", "completed" | "cancelled":
+            return "; rerun_from starts a new run from one of its steps"
+        case "retry", _:
+            return "; it goes on by itself"
+        case _:
+            return ""
 
 
 class RunNotActiveError(InvalidRunStateError):
