@@ -1,172 +1,182 @@
-"""The letters that clients send, as the single statements that they are, and runs that wait for them."""
+"""Waits and letters as the single statements that they are, and what became of them, for tests that interleave them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Final
 from uuid import UUID, uuid4
 
 from tests import moves
 from tests.sessions import Session
 
-EVENT: Final = "settled"
-DATA: Final = b"\x01null"
+NOBODY: Final = UUID(int=0)
+"""To whom letters to topics go."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """What send_v1 answers."""
-
-    accepted: bool
-    status: str | None
-    delivered: bool
-    unread: int | None
+# ---- clients, by hand: what their functions insert -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """An open wait: e event, d sleep, p poll, r a step's next attempt, c child, u pause."""
-
-    key: str
-    kind: str = "e"
-    slot: str | None = None
-    delay_s: float | None = None
-
-
-def for_event(key: str = "wait", event: str = EVENT) -> Wait:
-    return Wait(key, "e", f"e:{event}")
-
-
-def for_topic(topic: str, key: str = "wait", event: str = EVENT) -> Wait:
-    return Wait(key, "e", f"t:{topic}\x1f{event}")
-
-
-def for_time(key: str = "wait", delay_s: float = 86_400) -> Wait:
-    return Wait(key, "d", None, delay_s)
-
-
-def for_resume(key: str = "wait") -> Wait:
-    return Wait(key, "u")
-
-
-# ---- clients ------------------------------------------------------------------------------------------------------
-
-
-def send(
+def put(
     session: Session,
-    run: UUID | None = None,
+    run: UUID,
+    kind: str,
     *,
-    topic: str | None = None,
-    event: str | None = EVENT,
-    resource: str | None = None,
-    payload: bytes = DATA,
+    slot: str | None = None,
+    payload: bytes | None = None,
+    reason: str | None = None,
+    sender: UUID | None = None,
     letter: UUID | None = None,
-) -> Sent | None:
-    """`send_v1`; None: there is no such run."""
-    rows = session.rows(
-        "select accepted, status, delivered, unread from kedge.send_v1($1, $2::uuid, $3::text, $4::text, $5::text, $6)",
-        (letter or uuid4(), run, topic, event, resource, payload),
-    )
-    return Sent(*rows[0]) if rows else None
-
-
-def control(
-    session: Session, verb: str, run: UUID, *, resource: str | None = None, letter: UUID | None = None
-) -> tuple[bool, str] | None:
-    """`cancel`, `pause`, `resume`, `retry` or `fast_forward` a run: whether it is accepted, and the run's status."""
-    function, more = {
-        "cancel": ("cancel_run_v1", ", null::text, false"),
-        "cascade": ("cancel_run_v1", ", null::text, true"),
-        "pause": ("pause_run_v1", ", null::text"),
-        "resume": ("resume_run_v1", ""),
-        "retry": ("retry_run_v1", ""),
-        "fast_forward": ("fast_forward_v1", ", null::text, '\\x016e756c6c'::bytea"),
-    }[verb]
-    rows = session.rows(
-        f"select accepted, status from kedge.{function}($1, $2, $3::text{more})",
-        (letter or uuid4(), run, resource),
-    )
-    return rows[0] if rows else None
-
-
-def fast_forward(
-    session: Session, run: UUID, wait: str | None = None, *, letter: UUID | None = None
-) -> tuple[bool, str, bool]:
-    """`fast_forward_v1`: whether it is accepted, the run's status, whether the run has ended for good."""
-    ((accepted, status, has_ended),) = session.rows(
-        "select accepted, status, has_ended from kedge.fast_forward_v1($1, $2, null, $3::text, $4)",
-        (letter or uuid4(), run, wait, DATA),
-    )
-    return accepted, status, has_ended
-
-
-def inbox(session: Session) -> list[tuple[Any, ...]]:
-    """(run, kind, slot, payload) of the unsorted letters, in order of arrival."""
-    return session.rows("select run_id, kind::text, slot, payload from kedge.inbox order by seq")
-
-
-def mail(session: Session, run: UUID) -> list[tuple[str, bool]]:
-    """(slot, whether it has been read) of what was sent to a run, in order of arrival."""
-    return session.rows(
-        "select slot, consumed_seq is not null from kedge.events where run_id = $1 order by seq", (run,)
-    )
-
-
-# ---- workers ------------------------------------------------------------------------------------------------------
-
-
-def running(session: Session, **options: Any) -> tuple[UUID, moves.Claimed]:
-    """A worker and the run that it executes."""
-    worker = moves.register(session)
-    moves.started(session, **options)
-    (run,) = moves.claim_alone(session, worker)
-    return worker, run
-
-
-def open_waits(session: Session, worker: UUID, run: moves.Claimed, waits: Sequence[Wait]) -> None:
-    """OPEN_WAITS."""
-    count = len(waits)
+) -> UUID:
+    """One letter; its id."""
+    id_ = letter or uuid4()
     session.rows(
+        "insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload, reason, sender)"
+        " values ($1, $2, kedge.instant(), $3, $4, $5, $6, $7) on conflict do nothing",
+        (run, id_, kind, slot, payload, reason, sender),
+    )
+    return id_
+
+
+def send(session: Session, run: UUID, event: str = "paid", payload: bytes = b"\x011", **more: UUID) -> UUID:
+    """An event."""
+    return put(session, run, "e", slot=f"e:{event}", payload=payload, **more)
+
+
+def broadcast(session: Session, topic: str = "rates", event: str = "changed", payload: bytes = b"\x011") -> UUID:
+    """An event to a topic."""
+    return put(session, NOBODY, "t", slot=topic_slot(topic, event), payload=payload)
+
+
+def topic_slot(topic: str = "rates", event: str = "changed") -> str:
+    return f"t:{topic}\x1f{event}"
+
+
+def watch(session: Session, run: UUID, watcher: UUID, key: str = "child") -> UUID:
+    return put(session, run, "w", slot=f"k:{key}", sender=watcher)
+
+
+# ---- the lease holder ----------------------------------------------------------------------------------------------
+
+
+def open_wait(
+    session: Session,
+    worker: UUID,
+    run: moves.Claimed,
+    key: str,
+    kind: str = "e",
+    *,
+    slot: str | None = None,
+    delay_s: float | None = None,
+    need: int = 0,
+    group: str | None = None,
+) -> int:
+    """OPEN_WAITS one; an event's is called as its wait unless `slot` says so. Answers how many the fence let through."""
+    return session.count(
         moves.statement("OPEN_WAITS"),
         (
             worker,
-            [run.id] * count,
-            [run.epoch] * count,
-            [wait.key for wait in waits],
-            [wait.kind for wait in waits],
-            [wait.slot for wait in waits],
-            [wait.delay_s for wait in waits],
-            [None] * count,
-            [None] * count,
-            [0] * count,
-            [0] * count,
-            [None] * count,
-            [b""] * count,
+            [run.id],
+            [run.epoch],
+            [key],
+            [kind],
+            [slot or (f"e:{key}" if kind == "e" else None)],
+            [delay_s],
+            [None],
+            [None],
+            [0],
+            [need],
+            [group],
+            [b""],
         ),
     )
 
 
-def park(session: Session, worker: UUID, run: moves.Claimed) -> None:
-    """PARK."""
-    assert session.value(moves.statement("PARK"), (worker, [run.id], [run.epoch], [run.next_seq - 1], [], [])) == 1
-
-
-def parked(session: Session, *waits: Wait, **options: Any) -> UUID:
-    """A run that waits for these, in nobody's memory."""
-    worker, run = running(session, **options)
-    open_waits(session, worker, run, waits)
-    park(session, worker, run)
-    return run.id
-
-
-def ended(session: Session, status: str, **options: Any) -> UUID:
-    """A run that has ended: c completed, f failed, x cancelled."""
-    worker, run = running(session, **options)
-    assert moves.end(session, worker, run, status) == 1
-    return run.id
-
-
 def consume(session: Session, worker: UUID, run: moves.Claimed, letter: UUID, seq: int) -> int:
-    """CONSUME_MAIL."""
+    """CONSUME_MAIL one, with the journal row that holds it."""
+    moves.keep(session, worker, run, seq)
     return session.count(moves.statement("CONSUME_MAIL"), (worker, [run.id], [run.epoch], [seq], [letter]))
+
+
+def park(session: Session, worker: UUID, run: moves.Claimed, *, last: int = 0, stale: Sequence[str] = ()) -> int:
+    """PARK one run; `last` is its last seq."""
+    number: int = session.value(
+        moves.statement("PARK"),
+        (worker, [run.id], [run.epoch], [last or run.next_seq - 1], [run.id] * len(stale), list(stale)),
+    )
+    return number
+
+
+def retry_later(
+    session: Session, worker: UUID, run: moves.Claimed, *, delay_s: float = 60, error: bytes = b"\x01{}", last: int = 0
+) -> int:
+    """RETRY_LATER one run."""
+    number: int = session.value(
+        moves.statement("RETRY_LATER"),
+        (worker, [run.id], [run.epoch], [delay_s], [error], [None], [last or run.next_seq - 1]),
+    )
+    return number
+
+
+def parked(session: Session, *keys: str, worker: UUID | None = None, **wait: object) -> moves.Claimed:
+    """A new run that waits for the events of these names."""
+    owner, run = running(session, worker)
+    for key in keys or ("paid",):
+        open_wait(session, owner, run, key, **wait)  # type: ignore[arg-type]  # a test's own keywords
+    park(session, owner, run)
+    return run
+
+
+def running(session: Session, worker: UUID | None = None) -> tuple[UUID, moves.Claimed]:
+    """A worker, and a new run that it executes."""
+    owner = worker or moves.register(session)
+    (id_,) = moves.started(session)
+    claimed = {run.id: run for run in moves.claim_alone(session, owner)}
+    return owner, claimed[id_]
+
+
+# ---- the sweeper ---------------------------------------------------------------------------------------------------
+
+
+def set_deadline(session: Session, run: UUID, timeout: timedelta = timedelta(hours=1)) -> None:
+    session.rows(
+        "update kedge.runs set timeout_s = $2, deadline_at = kedge.instant() + make_interval(secs => $2) where id = $1",
+        (run, timeout.total_seconds()),
+    )
+
+
+def expire(session: Session, limit: int = 500) -> tuple[list[UUID], list[UUID]]:
+    """Who ended, and the owners to be rung."""
+    ((ended, owners),) = session.rows("select ended, owners from kedge.expire_runs($1)", (limit,))
+    return ended, owners
+
+
+# ---- what stands in the tables --------------------------------------------------------------------------------------
+
+
+def mail(session: Session, run: UUID) -> list[tuple[str, bytes]]:
+    """(slot, payload) of what is unread, in order of arrival."""
+    return session.rows(
+        "select slot, payload from kedge.events where run_id = $1 and consumed_seq is null order by seq", (run,)
+    )
+
+
+def waits(session: Session, run: UUID) -> list[str]:
+    """The keys of what is open."""
+    return [key for (key,) in session.rows("select key from kedge.waits where run_id = $1 order by key", (run,))]
+
+
+def notes(session: Session, run: UUID) -> list[str]:
+    """What became of the letters that wanted something of the run."""
+    rows = session.rows("select message from kedge.run_log where run_id = $1 and kind = 'n' order by id", (run,))
+    return [message for (message,) in rows]
+
+
+def failures(session: Session, run: UUID) -> list[tuple[str, str, int, int]]:
+    """(kind, key, attempt, journal_seq) of what was set aside."""
+    return session.rows("select kind, key, attempt, journal_seq from kedge.failures where run_id = $1 order by id", (run,))
+
+
+def due_at(session: Session, run: UUID) -> datetime | None:
+    due: datetime | None = moves.run_row(session, run)["due_at"]
+    return due

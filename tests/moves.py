@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -60,6 +60,7 @@ class Sorted:
     remaining: bool
     owners: list[UUID]
     ended: list[UUID]
+    lanes: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
 
 def statement(name: str) -> str:
@@ -343,8 +344,8 @@ def take_back(session: Session, protocol: int = PROTOCOL, *, but: Sequence[UUID]
 
 
 def sort_inbox(session: Session, limit: int = 500) -> Sorted:
-    ((letters, remaining, owners, ended),) = session.rows(statement("SORT_INBOX"), {"limit": limit})
-    return Sorted(letters, remaining, owners, ended)
+    ((letters, remaining, owners, ended, queues, workflows),) = session.rows(statement("SORT_INBOX"), {"limit": limit})
+    return Sorted(letters, remaining, owners, ended, list(zip(queues, workflows, strict=True)))
 
 
 def leave(session: Session, worker: UUID) -> None:
