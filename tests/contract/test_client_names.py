@@ -8,6 +8,7 @@ OWN = [
     "AsyncRunHandle",
     "AttemptView",
     "Client",
+    "Delivery",
     "NoteView",
     "Page",
     "Progress",

@@ -15,6 +15,8 @@ from kedge_client import (
     AsyncClient,
     AsyncRunHandle,
     Client,
+    Delivery,
+    EventRef,
     Page,
     RunHandle,
     RunStatus,
@@ -35,6 +37,9 @@ class Receipt(msgspec.Struct, frozen=True):
 
 process = WorkflowRef("process", Order, Receipt)
 nightly = WorkflowRef("nightly")
+settled = EventRef("settled", Receipt)
+approved = EventRef("approved")
+answered = EventRef("answered", int | None)
 untyped = WorkflowRef.untyped("by-name")
 order = Order("1")
 
@@ -92,6 +97,24 @@ def sync(client: Client, conn: psycopg.Connection, pool: psycopg_pool.Connection
     assert_type(client.count_runs(status="pending"), int)
     assert_type(client.cancel(view, conn=conn), RunStatus)
 
+    # Letters.
+    assert_type(client.send(settled(Receipt("c")), run=run), Delivery)
+    assert_type(client.send(approved(key="k"), topic="orders", conn=conn).delivered, bool)
+    assert_type(client.send(answered(None), run=run_id).event_id, UUID)
+    assert_type(client.cancel(run, reason="no stock", cascade=True), RunStatus)
+    assert_type(client.pause(run, reason="a look", conn=conn), RunStatus)
+    assert_type(client.resume(view, conn=conn), RunStatus)
+    assert_type(client.retry(run_id, conn=conn), RunStatus)
+    assert_type(client.fast_forward(run), bool)
+    assert_type(client.fast_forward("0198c0de-0000-7000-8000-000000000000", {"a": 1}, wait="settled", conn=conn), bool)
+    assert_type(client.fast_forward(run, data=Receipt("c")), bool)
+    assert_type(run.send(settled(Receipt("c")), conn=conn), Delivery)
+    assert_type(run.cancel(cascade=True, conn=conn), RunStatus)
+    assert_type(run.pause(reason="a look"), RunStatus)
+    assert_type(run.resume(), RunStatus)
+    assert_type(run.retry(), RunStatus)
+    assert_type(run.fast_forward(Receipt("c"), wait="settled"), bool)
+
     # What returns more may stand where less is asked for.
     take_any_handle(run)
 
@@ -123,4 +146,14 @@ async def asynchronous(
     assert_type(client.iter_runs(tag="t"), AsyncIterator[RunView])
     assert_type(await client.count_runs(workflow=process), int)
     assert_type(await client.cancel(run, reason="x", conn=conn), RunStatus)
+    assert_type(await client.send(settled(Receipt("c")), run=run, conn=conn), Delivery)
+    assert_type(await client.pause(run), RunStatus)
+    assert_type(await client.resume(run), RunStatus)
+    assert_type(await client.retry(run), RunStatus)
+    assert_type(await client.fast_forward(run, 3, wait="answer"), bool)
+    assert_type(await run.send(approved(), conn=conn), Delivery)
+    assert_type(await run.pause(), RunStatus)
+    assert_type(await run.resume(conn=conn), RunStatus)
+    assert_type(await run.retry(), RunStatus)
+    assert_type(await run.fast_forward(), bool)
     await client.aclose()

@@ -12,7 +12,7 @@ import msgspec
 import psycopg
 import psycopg_pool
 
-from kedge_client import AsyncClient, Client, RunHandle, RunView, WorkflowRef
+from kedge_client import AsyncClient, Client, EventRef, RunHandle, RunView, WorkflowRef
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -24,6 +24,8 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 process = WorkflowRef("process", Order, Receipt)
+settled = EventRef("settled", Receipt)
+approved = EventRef("approved")
 order = Order("1")
 
 
@@ -65,6 +67,27 @@ def sync(client: Client, conn: psycopg.Connection, other: psycopg.AsyncConnectio
     client.list_runs(since="2026-01-01")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     client.last("process")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     client.cancel(run, "no stock")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def letters(client: Client, run: RunHandle[Receipt], other: psycopg.AsyncConnection[Any]) -> None:
+    # An event's ref is no message, and its payload has a type.
+    client.send(settled, run=run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.send("settled", run=run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.send(settled(order), run=run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.send(approved(order), run=run)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    client.send(approved(), run)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.send(approved(), topic=run)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.send(approved(), run=run, conn=other)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    run.send(approved(), run=run)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    run.send(approved(), topic="orders")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+    client.pause(run, "a look")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.pause()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.resume(run, reason="ok")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.retry(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.fast_forward(run, 1, "settled")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.cancel(run, cascade="all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    run.cancel("no stock")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def frozen(view: RunView, run: RunHandle[Receipt]) -> None:
