@@ -11,9 +11,9 @@ import psycopg
 import pytest
 from hypothesis import settings
 
-from kedge_worker.testing import PostgresServer
-from tests.clock import Clock
-from tests.postgres import Databases, broken_invariants, may_start_servers, server_for_tests, server_to_break
+from kedge_worker.testing import Clock, PostgresServer
+from kedge_worker.testing._databases import Databases, broken_invariants
+from tests.postgres import may_start_servers, server_for_tests, server_to_break
 
 # The same examples every time, so that a red build is red at home as well; --hypothesis-profile=random looks further.
 settings.register_profile("same", deadline=None, derandomize=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.clock import Clock
+from kedge_worker.testing import Clock
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def test_no_database_is_left_behind(tmp_path: Path) -> None:
         tmp_path,
         """
         import psycopg, pytest
-        from tests.postgres import Databases
+        from kedge_worker.testing._databases import Databases
 
         def names(url):
             with psycopg.connect(url) as conn:

@@ -19,8 +19,8 @@ from kedge.schema import SCHEMA_VERSION, functions_hash
 from kedge_worker.__main__ import main
 from kedge_worker._migrator import check_schema, full_sql, migrate, pending
 from kedge_worker.testing import PostgresServer
+from kedge_worker.testing._databases import broken_invariants
 from tests import moves
-from tests.postgres import broken_invariants
 from tests.sessions import Session, Sessions, open_sessions
 
 ALL: Final = ["schema kedge", "0001 runs (additive)", "functions and views"]

@@ -8,7 +8,7 @@ import psycopg
 
 from kedge_worker.__main__ import OK, UNREACHABLE, USAGE, WRONG_SCHEMA
 from kedge_worker.testing import PostgresServer
-from tests.postgres import Databases
+from kedge_worker.testing._databases import Databases
 
 
 def command(*arguments: str, url: str, **environment: str) -> tuple[int, str, str]:

@@ -1,5 +1,6 @@
-"""What development and tests of kedge applications need: a Postgres without ado."""
+"""What development and tests of kedge applications need: a Postgres without ado, and a clock that moves."""
 
+from kedge_worker.testing._clock import Clock
 from kedge_worker.testing._errors import (
     PostgresError,
     PostgresUnavailableError,
@@ -10,6 +11,7 @@ from kedge_worker.testing._server import PostgresServer, Source
 from kedge_worker.testing.postgres import postgres_server
 
 __all__ = [
+    "Clock",
     "PostgresError",
     "PostgresServer",
     "PostgresUnavailableError",
