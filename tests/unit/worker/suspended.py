@@ -8,13 +8,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
+from kedge.errors import RawTimeoutError
 from kedge_worker._branches import BranchTasks, RunBranches
 from kedge_worker._suspension import Blocker, check_raw_timeout, find_blocker
 from kedge_worker._turns import Turns
 
 
 class Suspended:
-    """What a handler is given here. `wait` is a durable wait, `checks` what is looked at when one begins."""
+    """What a handler is given here: `wait` is a durable wait."""
 
     def __init__(self, tasks: BranchTasks) -> None:
         self.tasks = tasks
@@ -23,15 +24,17 @@ class Suspended:
         self.bodies = 0
         self.limit_s: float | None = None
         """Checked when a wait begins, unless None."""
+        self.refused: list[str] = []
 
     async def wait(self) -> None:
-        await self._wait()
-
-    async def _wait(self) -> None:
         task = asyncio.current_task()
         assert task is not None
         if self.limit_s is not None:
-            check_raw_timeout(task, limit_s=self.limit_s)
+            try:
+                check_raw_timeout(task, limit_s=self.limit_s)
+            except RawTimeoutError as error:
+                self.refused.append(str(error))
+                raise
         self.waiting.add(task)
         try:
             await asyncio.get_running_loop().create_future()

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import functools
 import gc
+import inspect
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import FrameType, FunctionType
 from typing import Any, Final, TypeAlias, TypeGuard
@@ -27,6 +29,7 @@ _KINDS: Final = (
     ("gi_frame", "gi_yieldfrom", "gi_running"),
     ("ag_frame", "ag_await", "ag_running"),
 )
+_RESUMABLE: Final = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR | inspect.CO_GENERATOR
 _DEEPEST: Final = 10_000
 _PLUMBING: Final = (
     FOLDERS["asyncio"],
@@ -67,14 +70,27 @@ def suspended_links(task: Task) -> tuple[list[object], bool]:
     return links, False
 
 
-def running_links(task: Task) -> list[object]:
-    """The same of the current task. Before Python 3.12 running coroutines tell nothing, and the list ends early."""
+def running_links(task: Task) -> tuple[list[object], bool]:
+    """
+    The same of the current task.
+
+    A running coroutine tells what it refers to only from Python 3.12 on, and not when C code is between it and what it
+    awaits, as with asynchronous generators: then the list ends early.
+    """
     links: list[object] = []
     current: object = task.get_coro()
+    root = frame_of(current)
     while current is not None and len(links) < _DEEPEST:
         links.append(current)
         current = next((each for each in _reach(current) if _is_running(each) and not _has(links, each)), None)
-    return links
+    running = 0
+    frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  # inspect.currentframe() is this, too
+    while frame is not None:
+        running += bool(frame.f_code.co_flags & _RESUMABLE)
+        if frame is root:
+            break
+        frame = frame.f_back
+    return links, sys.version_info >= (3, 12) and len(links) >= running
 
 
 def frame_of(link: object) -> FrameType | None:

@@ -10,7 +10,6 @@ shows, and uvloop does not. A shield is no reason to leave one out: it goes off 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import math
 import sys
@@ -32,16 +31,8 @@ LIMIT_S: Final = 300.0
 _MOST_OBJECTS: Final = 512
 _LARGEST: Final = 64
 _SCOPES: Final[frozenset[type]] = frozenset({asyncio.Timeout, anyio.CancelScope})
-# These lead from a coroutine to what stands around its await, however deep.
-_WAYS: Final = (
-    MethodType,
-    BuiltinMethodType,
-    CellType,
-    GeneratorType,
-    AsyncGeneratorType,
-    contextlib.AbstractContextManager,
-    contextlib.AbstractAsyncContextManager,
-)
+# These lead from a coroutine to what stands around its await, however deep; so do context managers.
+_WAYS: Final = (MethodType, BuiltinMethodType, CellType, GeneratorType, AsyncGeneratorType)
 _CONTAINERS: Final = (dict, list, tuple, set, deque)
 
 
@@ -49,8 +40,8 @@ def open_timeout(task: Task) -> float | None:
     """
     The nearest raw timeout, in the event loop's time, that is open around what a task does at this moment.
 
-    Before Python 3.12 running coroutines show nothing: on an event loop that does not show its timers either, the
-    current task's `asyncio.timeout` is not found until it is suspended.
+    Running coroutines do not show everything (see `running_links`): on an event loop that does not show its timers
+    either, an `asyncio.timeout` of the current task may not be found until it is suspended.
     """
     return _around(task, None)
 
@@ -101,11 +92,11 @@ def _around(task: Task, links: list[object] | None) -> float | None:
     found = [*_of_scopes(task)]
     if links is None:
         if asyncio.current_task(loop) is task:
-            links = running_links(task)
+            links, are_all = running_links(task)
             deadline = anyio.current_effective_deadline()
             if -math.inf < deadline < math.inf:
                 found.append(deadline)
-            if sys.version_info < (3, 12):
+            if not are_all:
                 found += (when for _, when in _timers((task,), loop))
         else:
             links, _ = suspended_links(task)
@@ -148,7 +139,8 @@ def _is_scope(thing: object) -> TypeGuard[asyncio.Timeout | anyio.CancelScope]:
 
 
 def _is_way(thing: object) -> bool:
-    return issubclass(type(thing), _WAYS)
+    kind = type(thing)
+    return issubclass(kind, _WAYS) or hasattr(kind, "__exit__") or hasattr(kind, "__aexit__")
 
 
 def _is_small(thing: object) -> bool:
