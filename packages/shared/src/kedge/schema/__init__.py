@@ -19,7 +19,7 @@ _SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}")
 _QUALIFIER: Final = re.compile(r"\bkedge\.")
 
 # Views and functions may stand on each other only in this order.
-_FIRST: Final = ("engine/clock.sql", "engine/names.sql", "engine/views.sql")
+_FIRST: Final = ("engine/clock.sql", "engine/names.sql", "engine/views.sql", "engine/notify.sql", "api/ring_v1.sql")
 _LAST: Final = ("engine/check_invariants.sql",)
 
 
