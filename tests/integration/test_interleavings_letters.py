@@ -9,8 +9,9 @@ import psycopg
 import pytest
 
 from kedge.ids import new_run_id
-from tests import letters, moves
-from tests.letters import Sent, for_event, for_resume, for_time, for_topic
+from tests import api_letters as letters
+from tests import moves
+from tests.api_letters import Sent, for_event, for_resume, for_time, for_topic
 from tests.sessions import Session, Sessions
 
 VERBS: Final = ("cancel", "pause", "resume", "retry", "fast_forward")
@@ -342,11 +343,8 @@ def test_a_repeated_letter_is_one_letter(db: Session) -> None:
 def test_a_send_repeated_after_its_consumption_is_accepted_and_sent_once(db: Session) -> None:
     worker, run = letters.running(db)
     letter = uuid4()
-    # As the courier leaves it, and the flush that keeps its value.
-    db.rows(
-        "insert into kedge.events (run_id, id, seq, at, slot, payload) values ($1, $2, 1, now(), 'e:settled', $3)",
-        (run.id, letter, letters.DATA),
-    )
+    letters.send(db, run.id, letter=letter)
+    moves.sort_inbox(db)
     moves.keep(db, worker, run)
     assert letters.consume(db, worker, run, letter, run.next_seq) == 1
 
@@ -362,32 +360,103 @@ def test_a_send_repeated_after_its_consumption_is_accepted_and_sent_once(db: Ses
     assert letters.inbox(db) == []
 
 
-def test_a_fast_forward_repeated_after_it_was_sorted_is_accepted_and_not_put_in_again(db: Session) -> None:
+def test_a_send_that_reaches_the_inbox_again_after_its_consumption_is_not_read_again(sessions: Sessions) -> None:
+    db, caller = sessions.open(), sessions.open()
     worker, run = letters.running(db)
     letter = uuid4()
-    db.rows(
-        "insert into kedge.events (run_id, id, seq, at, slot, payload) values ($1, $2, 1, now(), 'k:wait', $3)",
-        (run.id, letter, letters.DATA),
-    )
+    # What the caller sees is older than the mail.
+    caller.begin("repeatable read")
+    caller.rows("select count(*) from kedge.runs")
+    letters.send(db, run.id, letter=letter)
+    moves.sort_inbox(db)
+    moves.keep(db, worker, run)
+    letters.consume(db, worker, run, letter, run.next_seq)
 
-    assert letters.fast_forward(db, run.id, letter=letter)[0]
-    assert not letters.fast_forward(db, run.id)[0]
-    assert letters.inbox(db) == []
-    moves.end(db, worker, run)
+    letters.send(caller, run.id, letter=letter)
+    caller.commit()
+    moves.sort_inbox(db)
+
+    assert letters.mail(db, run.id) == [("e:settled", True)]
+    assert posted(db) == []
 
 
-@pytest.mark.parametrize("verb", ["resume", "retry", "pause", "cancel"])
-def test_a_control_letter_repeated_after_it_was_sorted_is_known_by_its_note(db: Session, verb: str) -> None:
-    _, run = letters.running(db)
+def test_a_fast_forward_repeated_after_it_was_sorted_is_accepted_and_not_put_in_again(db: Session) -> None:
+    run = letters.parked(db, for_time())
     letter = uuid4()
-    db.rows(
-        "insert into kedge.run_log (run_id, at, epoch, level, kind, message, fields)"
-        " values ($1, now(), 0, 20, 'n', 'a note', kedge.letter_fields($2))",
-        (run.id, letter),
-    )
+    letters.fast_forward(db, run, letter=letter)
+    moves.sort_inbox(db)
+
+    assert letters.fast_forward(db, run, letter=letter)[0]
+    assert letters.inbox(db) == []
+    assert letters.mail(db, run) == [("k:wait", False)]
+    assert moves.status(db, run) == "pending"
+
+
+def test_a_resume_repeated_after_it_was_sorted_does_not_end_the_next_pause(db: Session) -> None:
+    (run,) = moves.started(db)
+    letter = uuid4()
+    letters.control(db, "pause", run)
+    letters.control(db, "resume", run, letter=letter)
+    letters.control(db, "pause", run)
+    moves.sort_inbox(db)
+
+    assert letters.control(db, "resume", run, letter=letter) == (True, "paused")
+    moves.sort_inbox(db)
+
+    assert moves.status(db, run) == "paused"
+
+
+def test_a_retry_repeated_after_it_was_sorted_does_not_retry_again(db: Session) -> None:
+    run = letters.ended(db, "f")
+    letter = uuid4()
+    letters.control(db, "retry", run, letter=letter)
+    moves.sort_inbox(db)
+
+    assert letters.control(db, "retry", run, letter=letter) == (True, "pending")
+    worker = moves.register(db)
+    (again,) = moves.claim_alone(db, worker)
+    moves.end(db, worker, again, "f")
+    assert letters.control(db, "retry", run, letter=letter) == (True, "failed")
+
+    assert letters.inbox(db) == []
+    assert moves.status(db, run) == "failed"
+
+
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+def test_a_request_repeated_after_it_was_sorted_is_known_by_its_note(db: Session, verb: str) -> None:
+    worker, run = letters.running(db)
+    letter = uuid4()
+    letters.control(db, verb, run.id, letter=letter)
+    moves.sort_inbox(db)
 
     assert letters.control(db, verb, run.id, letter=letter) == (True, "running")
+    moves.end(db, worker, run)
+    assert letters.control(db, verb, run.id, letter=letter) == (True, "completed")
     assert letters.inbox(db) == []
+
+
+def test_a_pause_and_a_resume_right_behind_it_leave_the_run_going(db: Session) -> None:
+    worker, run = letters.running(db)
+    letters.control(db, "pause", run.id)
+    letters.control(db, "resume", run.id)
+
+    moves.sort_inbox(db)
+
+    assert moves.run_row(db, run.id)["request"] is None
+    assert moves.release(db, worker, run) == 1
+    assert moves.status(db, run.id) == "pending"
+
+
+def test_a_send_behind_a_retry_finds_the_run_alive(db: Session) -> None:
+    run = letters.ended(db, "f")
+    letters.control(db, "retry", run)
+    letters.send(db, run)
+
+    while moves.sort_inbox(db).remaining:
+        pass
+
+    assert moves.status(db, run) == "pending"
+    assert letters.mail(db, run) == [("e:settled", False)]
 
 
 @pytest.mark.parametrize("level", LEVELS)

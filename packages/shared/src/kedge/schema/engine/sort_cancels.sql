@@ -8,7 +8,7 @@ declare
     v_reasons text[];
 begin
     with letters as materialized (
-        select i.run_id, i.reason, i.seq, row_number() over (partition by i.run_id order by i.seq) as nth
+        select i.run_id, i.id, i.reason, i.seq, row_number() over (partition by i.run_id order by i.seq) as nth
           from unnest(p_seqs, p_runs, p_kinds) as b(seq, run_id, kind)
          cross join lateral (
                select * from kedge.inbox i where i.seq = b.seq and i.run_id = b.run_id offset 0) i
@@ -18,7 +18,7 @@ begin
         select l.run_id, kedge.instant(), s.epoch, 20, 'n', 'cancel: ' || case
                    when l.nth > 1 or s.state = 'x' or s.request = 'x' then 'already'
                    when s.state in ('c', 'f') then 'refused, the run is ' || kedge.status_name(s.state)
-                   when s.state = 'r' then 'asked' else 'done' end, ''
+                   when s.state = 'r' then 'asked' else 'done' end, kedge.letter_fields(l.id)
           from letters l
          cross join lateral (
                (select r.epoch, r.state, r.request from kedge.runs r where r.id = l.run_id offset 0)

@@ -21,7 +21,7 @@ begin
         select r.id, r.state, r.request, r.worker_id, r.due_at, r.queue, r.workflow into v_run
           from kedge.runs r where r.id = v_letter.run_id;
         if not found then
-            perform kedge.note(v_letter.run_id, v_letter.kind, null);
+            perform kedge.note(v_letter.run_id, v_letter.kind, v_letter.id, null);
             continue;
         end if;
 
@@ -81,19 +81,20 @@ begin
                                  else 'refused, the run does not wait for ' || substr(v_letter.slot, 3) end;
             end if;
         end if;
-        perform kedge.note(v_run.id, v_letter.kind, v_answer);
+        perform kedge.note(v_run.id, v_letter.kind, v_letter.id, v_answer);
         return next;
     end loop;
 end $$;
 
--- What became of a letter that wanted something of a run, for people; no answer: the run has ended.
-create or replace function kedge.note(p_run uuid, p_kind "char", p_answer text) returns void
+-- What became of a letter that wanted something of a run, for people, and so that a repeat of it is known; no answer: the
+-- run has ended.
+create or replace function kedge.note(p_run uuid, p_kind "char", p_letter uuid, p_answer text) returns void
 language sql as $$
     insert into kedge.run_log (run_id, at, epoch, level, kind, message, fields)
     select p_run, kedge.instant(), s.epoch, 20, 'n',
            case p_kind when 'x' then 'cancel' when 's' then 'pause' when 'u' then 'resume' when 'g' then 'fast-forward'
                        when 'r' then 'retry' end
-               || ': ' || coalesce(p_answer, 'refused, the run is ' || kedge.status_name(s.state)), ''
+               || ': ' || coalesce(p_answer, 'refused, the run is ' || kedge.status_name(s.state)), kedge.letter_fields(p_letter)
       from (select r.epoch, r.state from kedge.runs r where r.id = p_run
             union all
             select f.epoch, f.status from kedge.finished f where f.id = p_run) s

@@ -106,14 +106,17 @@ begin
     end if;
     if 'r' = any (v_kinds) then
         for v_row in
-            select b.seq, b.run_id, kedge.retry_run(b.run_id) as answer
-              from unnest(v_seqs, v_runs, v_kinds) as b(seq, run_id, kind) where b.kind = 'r' order by b.seq
+            select b.seq, b.run_id, i.id as letter, kedge.retry_run(b.run_id) as answer
+              from unnest(v_seqs, v_runs, v_kinds) as b(seq, run_id, kind)
+             cross join lateral (
+                   select i.id from kedge.inbox i where i.seq = b.seq and i.run_id = b.run_id offset 0) i
+             where b.kind = 'r' order by b.seq
         loop
             if v_row.answer is null then  -- it stays
                 v_seqs[array_position(v_seqs, v_row.seq)] := null;
                 continue;
             end if;
-            perform kedge.note(v_row.run_id, 'r', v_row.answer);
+            perform kedge.note(v_row.run_id, 'r', v_row.letter, v_row.answer);
             select r.queue, r.workflow into v_row from kedge.runs r where r.id = v_row.run_id and v_row.answer = 'done';
             queues := queues || v_row.queue;
             workflows := workflows || v_row.workflow;
