@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID, uuid4
@@ -12,6 +12,9 @@ from tests.sessions import Session
 
 NOBODY: Final = UUID(int=0)
 """To whom letters to topics go."""
+
+Move = Callable[[Session, UUID, moves.Claimed], int]
+"""A move out of running, with everything else as it usually is."""
 
 
 # ---- clients, by hand: what their functions insert -----------------------------------------------------------------

@@ -10,8 +10,10 @@ import pytest
 from kedge_worker._courier import Courier
 from kedge_worker._settings import WorkerSettings
 from kedge_worker._store import Store
-from tests import moves
+from tests import letters, moves
 from tests.sessions import Session, Sessions
+
+Asked = list[tuple[UUID, str, str | None]]
 
 # Refuses one run's way through the exit door, as somebody's own trigger might.
 POISON: Final = """
@@ -51,7 +53,8 @@ def test_a_run_at_rest_is_cancelled_at_once(db: Session, delay_s: float | None) 
 
 def test_a_paused_run_is_cancelled_at_once(db: Session) -> None:
     (run,) = moves.started(db)
-    db.rows("update kedge.runs set state = 's' where id = $1", (run,))  # nothing pauses yet, cancel beats it already
+    letters.put(db, run, "s")
+    moves.sort_inbox(db)
 
     moves.cancel(db, run)
     sorted_ = moves.sort_inbox(db)
@@ -283,7 +286,8 @@ def test_a_pause_request_pauses_at_the_give_back_and_a_cancel_beats_it(db: Sessi
     worker = moves.register(db)
     moves.started(db, 2)
     paused, cancelled = moves.claim_alone(db, worker)
-    db.rows("update kedge.runs set request = 's'")  # nothing asks for it yet
+    for run in (paused, cancelled):
+        letters.put(db, run.id, "s")
     moves.cancel(db, cancelled.id)
     moves.sort_inbox(db)
 
@@ -395,14 +399,14 @@ async def test_a_cancel_that_was_accepted_while_no_worker_lived_is_never_overtak
 async def test_the_courier_hands_requests_for_its_own_runs_over(database_url: str, db: Session) -> None:
     worker, run = running(db)
     moves.cancel(db, run.id, reason="enough")
-    asked: list[tuple[UUID, str | None]] = []
+    asked: Asked = []
 
     await sort_all(database_url, worker, asked)
 
-    assert asked == [(run.id, "enough")]
+    assert asked == [(run.id, "x", "enough")]
 
 
-async def sort_all(url: str, worker: UUID | None = None, asked: list[tuple[UUID, str | None]] | None = None) -> int:
+async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = None) -> int:
     worker_id = worker or uuid4()
     settings = WorkerSettings(database_url=url)
     store = Store(settings.control_conninfo(), worker_id=worker_id, schema="kedge", timeout_s=5)
@@ -411,8 +415,10 @@ async def sort_all(url: str, worker: UUID | None = None, asked: list[tuple[UUID,
     courier = Courier(
         store,
         worker_id=worker_id,
-        ask_cancel=lambda run, reason: heard.append((run, reason)),
+        ask=lambda run, kind, reason: heard.append((run, kind, reason)),
         sorted_some=lambda: looks.append(None),
+        has_mail=lambda: None,
+        takes=lambda queue, workflow: True,
     )
     try:
         letters = await courier.sort_all()

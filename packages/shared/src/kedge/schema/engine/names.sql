@@ -10,7 +10,10 @@ create or replace function kedge.kind_name(p_kind "char") returns text
 language sql immutable parallel safe as $$
     select case p_kind
         when 'i' then 'input' when 's' then 'step' when 't' then 'transaction'
-        when 'f' then 'failed' when 'x' then 'interrupted' else p_kind::text end
+        when 'f' then 'failed' when 'x' then 'interrupted'
+        when 'e' then 'event' when 'd' then 'sleep' when 'p' then 'poll' when 'u' then 'pause'
+        when 'c' then 'child' when 'n' then 'start' when 'm' then 'send' when 'o' then 'first' when 'k' then 'patch'
+        else p_kind::text end
 $$;
 
 -- Lanes. A run whose workers died with it twice in a row goes on in the solo lane of its queue, which nobody's queue can

@@ -37,7 +37,8 @@ begin
         select x.id, x.last, w.waits, w.due_at, w.waits = 0 or kedge.mail_wakes(x.id) as wakes
           from unnest(p_ids, p_last) as x(id, last)
          cross join lateral (
-               select count(*) as waits, min(w.due_at) as due_at from kedge.waits w where w.run_id = x.id offset 0) w
+               select count(*) as waits, min(w.due_at) filter (where w.due_at < 'infinity') as due_at
+                 from kedge.waits w where w.run_id = x.id offset 0) w
          where x.id = any (v_held))
     update kedge.runs r
        set state = case when r.request = 's' then 's' when l.wakes then 'p' else 'w' end::"char",

@@ -52,13 +52,23 @@ begin
 end $$;
 
 -- Moves what a failed attempt was told of failures and interruptions out of the journal: the next attempt does these
--- operations again. The rows' numbers are never used again.
+-- operations again. The rows' numbers are never used again. A letter that told of a failure, such as a child's, may come
+-- again: who asks once more has to be answered.
 create or replace function kedge.set_aside(p_run uuid, p_attempt int) returns void
 language plpgsql as $$
+declare
+    v_gone int[];
 begin
     with gone as (
         delete from kedge.journal j where j.run_id = p_run and j.kind in ('f', 'x')
-        returning j.at, j.seq, j.epoch, j.took_ms, j.kind, j.key, j.value)
-    insert into kedge.failures (run_id, at, epoch, attempt, took_ms, journal_seq, kind, key, error)
-    select p_run, g.at, g.epoch, p_attempt, g.took_ms, g.seq, g.kind, g.key, g.value from gone g order by g.seq;
+        returning j.at, j.seq, j.epoch, j.took_ms, j.kind, j.key, j.value),
+    kept as (
+        insert into kedge.failures (run_id, at, epoch, attempt, took_ms, journal_seq, kind, key, error)
+        select p_run, g.at, g.epoch, p_attempt, g.took_ms, g.seq, g.kind, g.key, g.value from gone g order by g.seq
+        returning journal_seq)
+    select array_agg(k.journal_seq) into v_gone from kept k;
+    if v_gone is not null then
+        delete from kedge.events m
+         where m.run_id = p_run and m.consumed_seq = any (v_gone) and m.slot >= 'k:' and m.slot < 'k;';
+    end if;
 end $$;

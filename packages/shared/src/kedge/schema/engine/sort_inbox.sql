@@ -56,7 +56,7 @@ begin
              where b.kind in ('e', 'c')
                and (exists (select 1 from kedge.runs r where r.id = i.run_id offset 0)
                     or exists (select 1 from kedge.finished f where f.id = i.run_id and f.status = 'f' offset 0))
-               and (i.slot not like 't:%'
+               and (starts_with(i.slot, 't:') is not true
                     or exists (select 1 from kedge.waits w where w.run_id = i.run_id and w.slot = i.slot offset 0))
                and (b.kind = 'e'
                     or not exists (select 1 from kedge.waits w
