@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, cast
@@ -18,14 +18,31 @@ from uuid import UUID, uuid4
 from kedge.refs import WorkflowRef
 from kedge.run_meta import RunMeta
 from kedge_worker._executor import Executor
-from kedge_worker._outcomes import End, Move, RowKind
+from kedge_worker._outcomes import End, Move, Park, RetryLater, RowKind
 from kedge_worker._registry import Registry
-from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, TransactionBody
+from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, StoredWait, TransactionBody
 from kedge_worker._side_writes import SideWrite
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._workflows import Workflow, workflow
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class KeptWait:
+    """A row of waits; times on the clock of the journal."""
+
+    key: str
+    kind: str
+    slot: str | None
+    due_s: float | None
+    until_s: float | None
+    attempt: int
+    state: bytes
+
+    def stored(self, now_s: float) -> StoredWait:
+        left_s, limit_s = (None if at is None else at - now_s for at in (self.due_s, self.until_s))
+        return StoredWait(self.key, self.kind, self.slot, left_s, limit_s, self.attempt, self.state)
 
 
 class MemoryJournal:
@@ -35,6 +52,9 @@ class MemoryJournal:
         self.rows: dict[UUID, list[Row]] = {}
         self.moves: dict[UUID, Move] = {}
         self.sides: list[tuple[str, UUID, tuple[Any, ...]]] = []
+        self.now_s = 0.0
+        """The database's time; tests move it."""
+        self._waits: dict[tuple[UUID, str], KeptWait] = {}
         self.flushes = 0
         self.log: list[str] = []
         """What happened, in order: "keep charge", "durable", ..., and what tests add."""
@@ -56,7 +76,12 @@ class MemoryJournal:
         return row.seq
 
     def add(self, run: LiveRun, side: SideWrite, *values: Any, size: int = 100) -> None:  # noqa: ARG002  # the protocol's
+        assert run.claimed.id not in self.moves, f"{side.name} behind the run's move"
         self.sides.append((side.name, run.claimed.id, values))
+        if side.name == "OPEN_WAITS":
+            self._open_wait(run.claimed.id, *values)
+        elif side.name == "CLOSE_WAITS":
+            self._waits.pop((run.claimed.id, values[0]), None)
         if run.batch is None or run.batch.stored:
             run.batch = Batch()
 
@@ -75,6 +100,7 @@ class MemoryJournal:
     def move(self, run: LiveRun, move: Move) -> None:
         assert run.claimed.id not in self.moves, "a run moves once a life"
         self.moves[run.claimed.id] = move
+        self._leave_waits(run.claimed.id, move)
         if run.batch is not None:
             run.batch.stored = True
         self._event(run.claimed.id).set()
@@ -94,6 +120,40 @@ class MemoryJournal:
             for row in sorted(rows, key=lambda row: row.seq)
             if up_to is None or row.seq <= up_to
         )
+
+    def waits(self, run_id: UUID) -> tuple[StoredWait, ...]:
+        """The open waits as a claim would answer them now."""
+        return tuple(wait.stored(self.now_s) for (run, _), wait in self._waits.items() if run == run_id)
+
+    def _open_wait(
+        self,
+        run_id: UUID,
+        key: str,
+        kind: str,
+        slot: str | None,
+        delay_s: float | None,
+        due_at: datetime | None,
+        limit_s: float | None,
+        attempt: int,
+        need: int,  # noqa: ARG002  # as OPEN_WAITS has it
+        group_key: str | None,  # noqa: ARG002
+        state: bytes,
+    ) -> None:
+        due_s = None if delay_s is None else self.now_s + delay_s
+        if due_at is not None:
+            due_s = (due_at - START).total_seconds()
+        until_s = None if limit_s is None else self.now_s + limit_s
+        known = self._waits.get((run_id, key))
+        if known is None:
+            self._waits[run_id, key] = KeptWait(key, kind, slot, due_s, until_s, attempt, state)
+        elif known.attempt < attempt:
+            self._waits[run_id, key] = replace(known, kind=kind, due_s=due_s, attempt=attempt, state=state)
+
+    def _leave_waits(self, run_id: UUID, move: Move) -> None:
+        for run, key in list(self._waits):
+            is_gone = isinstance(move, End | RetryLater) or (isinstance(move, Park) and key in move.stale)
+            if run == run_id and is_gone:
+                del self._waits[run, key]
 
     def keys(self, run_id: UUID) -> list[tuple[str, str]]:
         return [(row.kind, row.key) for row in self.memo(run_id)]
@@ -190,12 +250,17 @@ def bound(handler: Callable[..., Any], *, name: str = "test") -> Workflow[Any, A
 class Lives:
     """An executor on a memory journal: `async with Lives(workflow) as lives`."""
 
-    def __init__(self, *workflows: Workflow[Any, Any], threads: int = 4) -> None:
+    def __init__(self, *workflows: Workflow[Any, Any], threads: int = 4, linger_s: float = 0.0, **options: Any) -> None:
         self.journal = MemoryJournal()
         self.transactions: MemoryTransactions
         self.freed = 0
         self.executor = Executor(
-            self.journal, self._make_transactions, Registry(workflows), threads=threads, on_free=self._count
+            self.journal,
+            self._make_transactions,
+            Registry(workflows, **options),
+            threads=threads,
+            on_free=self._count,
+            linger_s=lambda: linger_s,
         )
         self.journal.settled = self.executor.settled
         self.workflow = workflows[0]
@@ -217,13 +282,20 @@ class Lives:
         self.executor.start(claimed)
         return claimed, await self.journal.moved(claimed.id)
 
-    async def again(self, claimed: ClaimedRun, *, up_to: int | None = None) -> Move:
+    async def again(self, claimed: ClaimedRun, *, up_to: int | None = None, **changes: Any) -> Move:
         """Execute the run in another life, as if the worker had crashed after `up_to`."""
-        return await self.journal.moved(self.begin_again(claimed, up_to=up_to).id)
+        return await self.journal.moved(self.begin_again(claimed, up_to=up_to, **changes).id)
 
-    def begin_again(self, claimed: ClaimedRun, *, up_to: int | None = None) -> ClaimedRun:
+    def begin_again(self, claimed: ClaimedRun, *, up_to: int | None = None, **changes: Any) -> ClaimedRun:
         memo = self.journal.memo(claimed.id, up_to=up_to)
-        again = replace(claimed, epoch=claimed.epoch + 1, memo=memo, next_seq=1 + max((r.seq for r in memo), default=0))
+        again = replace(
+            claimed,
+            epoch=claimed.epoch + 1,
+            memo=memo,
+            next_seq=1 + max((r.seq for r in memo), default=0),
+            waits=self.journal.waits(claimed.id),
+            **changes,
+        )
         rows = self.journal.rows.get(claimed.id, [])
         self.journal.rows[claimed.id] = [row for row in rows if up_to is None or row.seq <= up_to]
         self.journal.moves.pop(claimed.id, None)

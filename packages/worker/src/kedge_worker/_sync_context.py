@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from kedge_worker._execution import Execution, Operation
     from kedge_worker._outcomes import RowKind
     from kedge_worker._runs import MemoRow
-    from kedge_worker._waits import Wait
+    from kedge_worker._waits import Served, Wait
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -231,8 +231,16 @@ class SyncContext(RunFacts):
         row = self._kept(wait.key)
         if row is not None:
             return cast("T", self._replay(row, of, recall))
-        operations = Operations(self._execution)
-        return operations.outcome(self._await(operations.serve(wait, of, self._branch)), wait.key, recall)
+        return Operations(self._execution).outcome(self._await(self._serve(wait, of)), wait.key, recall)
+
+    async def _serve(self, wait: Wait, of: Operation) -> Served:
+        """In the event loop: the handler's thread is blocked meanwhile."""
+        execution = self._execution
+        execution.active += 1
+        try:
+            return await Operations(execution).serve(wait, of, self._branch)
+        finally:
+            execution.active -= 1
 
     def _begin(self, fn: Callable[..., Any], output: Any) -> tuple[Branch, StepDefinition]:
         branch = self._here()

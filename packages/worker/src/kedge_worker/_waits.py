@@ -173,17 +173,18 @@ class RunWaits:
         self.open[wait.key] = wait
         if len(self.open) == 1:
             self._changed()
+        stored = self._stored.get(wait.key)
+        self._asked.add(wait.key)
+        is_stored = stored is not None and stored.attempt >= wait.attempt
+        if is_stored and stored is not None and stored.left_s is not None and stored.left_s <= 0:
+            # The claim has read its mail too. Served now: a worker without free slots would park it again.
+            wait.is_due = wait.looked = True
         if wait.race is None:
             self.serve()
         else:
             # When the others have begun, too: one of them may know from an earlier life that it has won.
             self._loop.call_soon(self.serve)
-        stored = self._stored.get(wait.key)
-        self._asked.add(wait.key)
-        if wait.future.done():
-            return True
-        if stored is not None and stored.attempt >= wait.attempt:
-            wait.looked = stored.left_s is not None and stored.left_s <= 0  # the claim has read both at one time
+        if is_stored or wait.future.done():
             return True
         if wait.kind in _SENT_EARLY:
             self._look()
