@@ -55,6 +55,7 @@ SHARED = [
     "Singleton",
     "StepError",
     "StepFailedError",
+    "StepNotFoundError",
     "StepTimedOutError",
     "TooLargeError",
     "TransactionFailedError",

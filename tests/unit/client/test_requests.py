@@ -96,8 +96,7 @@ def test_what_a_statement_says_once_makes_a_shape() -> None:
         A("x", key="k", singleton="return"),
     ]
 
-    # The last two have keys of one shape.
-    assert len(batches(starts(*requests))) == len(requests) - 1
+    assert len(batches(starts(*requests))) == len(requests)
 
 
 def requested(ref: WorkflowRef[str, None], key: str | None, priority: int, single: bool) -> RunRequest[None]:

@@ -35,6 +35,7 @@ from kedge.errors import (
     SchemaError,
     StepError,
     StepFailedError,
+    StepNotFoundError,
     TooLargeError,
     TransactionFailedError,
     UnavailableError,
@@ -72,6 +73,8 @@ def arguments_of(cls: type[KedgeError]) -> tuple[Any, ...]:
         "wanted": ("pending", "waiting"),
         "action": "pause",
         "existing_id": OTHER,
+        "step": "charge",
+        "keys": ("reserve", "mail"),
         "workflow": "process-order",
         "key": "order:1",
         "error": INFO,
@@ -224,9 +227,15 @@ def test_errors_that_have_a_builtin_meaning_can_be_caught_by_it(cls: type, built
         (
             RunActiveError(RUN, OTHER, "a", "k"),
             (
-                f"key 'k' of workflow 'a' is taken by run {OTHER}, which is active; wait for its end, or use "
-                "singleton='return' or 'cancel_old'"
+                f"run {OTHER} of workflow 'a' with key 'k' is active; wait for its end, or use singleton='return' or "
+                "'cancel_old'"
             ),
+        ),
+        (RunActiveError(RUN, None, "a", ""), "a run of another resource of workflow 'a' is active; wait for its end"),
+        (StepNotFoundError(RUN, "charge", ()), f"run {RUN} has no step 'charge': it has none"),
+        (
+            StepNotFoundError(RUN, "charge", tuple("abcdefghijk")),
+            f"run {RUN} has no step 'charge': it has {', '.join(map(repr, 'abcdefghij'))} and more",
         ),
         (RunFailedError(RUN, INFO), f"run {RUN} failed: shop.PaymentError: card 4242 was declined"),
         (RunFailedError(RUN, ErrorInfo("builtins.ValueError", "")), f"run {RUN} failed: ValueError"),

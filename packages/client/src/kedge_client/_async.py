@@ -21,6 +21,8 @@ from kedge_client._async_seeing import AsyncSeeing
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import AsyncRunHandle
 from kedge_client._requests import new_start, started
+from kedge_client._reruns import Rerun
+from kedge_client._run_refs import RunRef
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
 from kedge_client._start_statement import StartStatement
 
@@ -192,6 +194,30 @@ class AsyncClient(AsyncControl, AsyncSeeing):
             UsageError: The request cannot be used.
         """
         return StartStatement(new_start(request, self._resource), self._core.settings)
+
+    async def rerun_from(
+        self, run: RunRef, step_id: str, /, *, conn: AsyncConnection | None = None
+    ) -> AsyncRunHandle[Any]:
+        """
+        Start a new run from a step of one that has ended, and return the new one.
+
+        The new run has the old one's input, options, tags and resource, and takes over what was kept before that step's
+        first outcome; failures and interruptions are not kept, so that what they ended is done anew. Its timeout begins
+        anew; an idempotency key stays with the old run. Its view names the old one as its origin.
+
+        Args:
+            run: A handle, a view or an id.
+            step_id: The step's key, as `steps` shows it.
+            conn: As for `start`.
+
+        Raises:
+            InvalidRunStateError: It has not ended.
+            StepNotFoundError: Nothing is kept of such a step; `.keys` are some that there are.
+            RunActiveError: It is one of a singleton, of which another run is active.
+            RunNotFoundError: There is no such run.
+        """
+        found = await self._core.post(Rerun(run, step_id, resource=self._resource), conn)
+        return AsyncRunHandle(self._core, found.ref, found.run_id, resource=self._resource, created=True, conn=conn)
 
     def handle(self, ref: WorkflowRef[Any, Out], run: UUID | str, /) -> AsyncRunHandle[Out]:
         """

@@ -16,11 +16,10 @@ from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableErro
 from kedge.start_terms import starts_alone
 from kedge_client._async_connections import AsyncConnection, AsyncConnections
 from kedge_client._attempts import Attempts
-from kedge_client._calls import Call, Explain, Rows
+from kedge_client._calls import Call, Explain, Posting, Rows
 from kedge_client._driving import drive_async
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
-from kedge_client._letters import Letter
 from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row, rows_of
@@ -89,12 +88,12 @@ class AsyncCore:
             return await self._shared.start(one)
         return await self.call(calls.start(one, wake=self.settings.wake))
 
-    async def post(self, letter: Letter[T], conn: AsyncConnection | None) -> T:
-        """Put a letter into the inbox, in the caller's transaction if there is one."""
+    async def post(self, posting: Posting[T], conn: AsyncConnection | None) -> T:
+        """Put a letter into the inbox, or start a run anew; in the caller's transaction if there is one."""
         wake = self.settings.wake
         if conn is None:
-            return await self.call(letter.call(wake=wake))
-        return letter.read((await self.execute_in(conn, letter.here(wake=wake)))[0])
+            return await self.call(posting.call(wake=wake))
+        return posting.call(wake=False).read(await self.execute_in(conn, posting.here(wake=wake)))
 
     async def execute_in(
         self, conn: AsyncConnection, commands: Iterable[Command], *, explain: Explain | None = None

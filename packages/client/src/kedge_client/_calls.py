@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -32,6 +32,7 @@ from kedge_client._statements import (
 )
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Rows: TypeAlias = list[Row]
 Explain: TypeAlias = Callable[[psycopg.Error], KedgeError | None]
@@ -41,17 +42,29 @@ def _nothing_special(_: psycopg.Error) -> KedgeError | None:
     return None
 
 
-class Call(NamedTuple, Generic[T]):
+class Call(NamedTuple, Generic[T_co]):
     """One round trip: only the first transaction counts, the others (the doorbell) may fail without a word."""
 
     transactions: Callable[[], Sequence[Transaction]]
     """Asked anew for each try."""
-    read: Callable[[list[Rows]], T]
+    read: Callable[[list[Rows]], T_co]
     """Makes the answer of the rows of each command of the first transaction."""
     writes: bool = False
     """Whether the outcome is unknown when no answer comes."""
     explain: Explain = _nothing_special
     """The error of this call alone, if it is one."""
+
+
+class Posting(Protocol[T_co]):
+    """Something that is asked for with one statement, on a connection of the client's or in a caller's transaction."""
+
+    def call(self, *, wake: bool) -> Call[T_co]:
+        """Do it, and ring behind the commit."""
+        ...
+
+    def here(self, *, wake: bool) -> list[Command]:
+        """Do it in a caller's transaction; rings when that commits. The call reads the answer."""
+        ...
 
 
 def reading(command: Command, read: Callable[[Rows], T]) -> Call[T]:

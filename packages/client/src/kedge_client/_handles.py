@@ -12,13 +12,16 @@ from kedge.refs import WorkflowRef
 from kedge.run_state import RunStatus
 from kedge_client._async_control import AsyncRunControl
 from kedge_client._lent import AnyConnection
+from kedge_client._reruns import Rerun
 from kedge_client._results import Wait
 from kedge_client._run_refs import BaseRunHandle
 from kedge_client._sync_control import SyncRunControl
 from kedge_client._views import RunView
 
 if TYPE_CHECKING:
+    from kedge_client._async_connections import AsyncConnection
     from kedge_client._async_core import AsyncCore
+    from kedge_client._sync_connections import SyncConnection
     from kedge_client._sync_core import SyncCore
 
 Out_co = TypeVar("Out_co", covariant=True)
@@ -82,6 +85,25 @@ class RunHandle(BaseRunHandle[Out_co], SyncRunControl):
         """
         return self._core.call(reads.get(self._id, resource=self._resource))
 
+    def rerun_from(self, step_id: str, /, *, conn: SyncConnection | None = None) -> RunHandle[Out_co]:
+        """
+        Start a new run from a step of this one, which has ended, and return the new one.
+
+        What was kept before that step's first outcome is taken over; see the client's method.
+
+        Args:
+            step_id: The step's key, as `steps` of the client shows it.
+            conn: As for the client's `start`.
+
+        Raises:
+            InvalidRunStateError: It has not ended.
+            StepNotFoundError: Nothing is kept of such a step; `.keys` are some that there are.
+            RunActiveError: It is one of a singleton, of which another run is active.
+            RunNotFoundError: There is no such run.
+        """
+        found = self._core.post(Rerun(self, step_id, resource=self._resource), conn)
+        return RunHandle(self._core, self._ref, found.run_id, resource=self._resource, created=True, conn=conn)
+
 
 class AsyncRunHandle(BaseRunHandle[Out_co], AsyncRunControl):
     """A run, seen through an `AsyncClient`."""
@@ -140,3 +162,22 @@ class AsyncRunHandle(BaseRunHandle[Out_co], AsyncRunControl):
             RunNotFoundError: There is no such run.
         """
         return await self._core.call(reads.get(self._id, resource=self._resource))
+
+    async def rerun_from(self, step_id: str, /, *, conn: AsyncConnection | None = None) -> AsyncRunHandle[Out_co]:
+        """
+        Start a new run from a step of this one, which has ended, and return the new one.
+
+        What was kept before that step's first outcome is taken over; see the client's method.
+
+        Args:
+            step_id: The step's key, as `steps` of the client shows it.
+            conn: As for the client's `start`.
+
+        Raises:
+            InvalidRunStateError: It has not ended.
+            StepNotFoundError: Nothing is kept of such a step; `.keys` are some that there are.
+            RunActiveError: It is one of a singleton, of which another run is active.
+            RunNotFoundError: There is no such run.
+        """
+        found = await self._core.post(Rerun(self, step_id, resource=self._resource), conn)
+        return AsyncRunHandle(self._core, self._ref, found.run_id, resource=self._resource, created=True, conn=conn)

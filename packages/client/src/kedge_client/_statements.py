@@ -145,3 +145,29 @@ RING: Final = Statement("ring", "select kedge.ring_v1({queue}, {workflow})", _RI
 RING_ON_COMMIT: Final = Statement(
     "ring_on_commit", "select kedge.ring_on_commit_v1({queue}, {workflow})", _RING_PARAMETERS, ("void",)
 )
+
+_RERUN_PARAMETERS: Final = {"id": "uuid", "run": "uuid", "resource": "text", "step": "text"}
+_RERUN_COLUMNS: Final = {
+    "created": "bool",
+    "status": "text",
+    "workflow": "text",
+    "keys": "text[]",
+    "key": "text",
+    "holder": "uuid",
+}
+_RERUN_SAID: Final = ", ".join(f"r.{name}" for name in _RERUN_COLUMNS)
+_RERUN_CALL: Final = "kedge.rerun_run_v1({id}, {run}, {resource}, {step})"
+
+RERUN: Final = Statement(
+    "rerun", f"select {_RERUN_SAID} from {_RERUN_CALL} r", _RERUN_PARAMETERS, tuple(_RERUN_COLUMNS.values())
+)
+
+RERUN_AND_RING: Final = Statement(
+    "rerun_and_ring",
+    f"select {_RERUN_SAID}, case when r.created then kedge.ring_on_commit_v1(r.queue, r.workflow) end"
+    f" from {_RERUN_CALL} r",
+    _RERUN_PARAMETERS,
+    (*_RERUN_COLUMNS.values(), "void"),
+)
+
+RING_RUN: Final = Statement("ring_run", "select kedge.ring_run_v1({run})", {"run": "uuid"}, ("void",))

@@ -17,6 +17,8 @@ from kedge.refs import RunRequest, WorkflowRef
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import RunHandle
 from kedge_client._requests import new_start, started
+from kedge_client._reruns import Rerun
+from kedge_client._run_refs import RunRef
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
 from kedge_client._start_statement import StartStatement
 from kedge_client._sync_connections import LentSyncConnections, OwnSyncConnections, SyncConnection, SyncPool
@@ -192,6 +194,28 @@ class Client(SyncControl, SyncSeeing):
             UsageError: The request cannot be used.
         """
         return StartStatement(new_start(request, self._resource), self._core.settings)
+
+    def rerun_from(self, run: RunRef, step_id: str, /, *, conn: SyncConnection | None = None) -> RunHandle[Any]:
+        """
+        Start a new run from a step of one that has ended, and return the new one.
+
+        The new run has the old one's input, options, tags and resource, and takes over what was kept before that step's
+        first outcome; failures and interruptions are not kept, so that what they ended is done anew. Its timeout begins
+        anew; an idempotency key stays with the old run. Its view names the old one as its origin.
+
+        Args:
+            run: A handle, a view or an id.
+            step_id: The step's key, as `steps` shows it.
+            conn: As for `start`.
+
+        Raises:
+            InvalidRunStateError: It has not ended.
+            StepNotFoundError: Nothing is kept of such a step; `.keys` are some that there are.
+            RunActiveError: It is one of a singleton, of which another run is active.
+            RunNotFoundError: There is no such run.
+        """
+        found = self._core.post(Rerun(run, step_id, resource=self._resource), conn)
+        return RunHandle(self._core, found.ref, found.run_id, resource=self._resource, created=True, conn=conn)
 
     def handle(self, ref: WorkflowRef[Any, Out], run: UUID | str, /) -> RunHandle[Out]:
         """

@@ -14,12 +14,11 @@ from psycopg.rows import tuple_row
 import kedge_client._calls as calls
 from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableError
 from kedge_client._attempts import Attempts
-from kedge_client._calls import Call, Explain, Rows
+from kedge_client._calls import Call, Explain, Posting, Rows
 from kedge_client._driving import drive
 from kedge_client._failures import Fate, fate, refusal_in_transaction
 from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
-from kedge_client._letters import Letter
 from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row, rows_of
@@ -84,12 +83,12 @@ class SyncCore:
         """Start one run."""
         return self.call(calls.start(one, wake=self.settings.wake))
 
-    def post(self, letter: Letter[T], conn: SyncConnection | None) -> T:
-        """Put a letter into the inbox, in the caller's transaction if there is one."""
+    def post(self, posting: Posting[T], conn: SyncConnection | None) -> T:
+        """Put a letter into the inbox, or start a run anew; in the caller's transaction if there is one."""
         wake = self.settings.wake
         if conn is None:
-            return self.call(letter.call(wake=wake))
-        return letter.read(self.execute_in(conn, letter.here(wake=wake))[0])
+            return self.call(posting.call(wake=wake))
+        return posting.call(wake=False).read(self.execute_in(conn, posting.here(wake=wake)))
 
     def execute_in(
         self, conn: SyncConnection, commands: Iterable[Command], *, explain: Explain | None = None

@@ -57,7 +57,7 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
     resource: str | None
     key: str | None
-    """The idempotency key."""
+    """The idempotency key, or the singleton's."""
     tags: tuple[str, ...]
     metadata: Mapping[str, Any]
     """What the handler has set, as a whole over what the start said."""
@@ -104,6 +104,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """In plain values; a handle's `result` gives the ref's type. None in lists."""
     error: ErrorInfo | None = None
     """Of a failed run."""
+    origin: UUID | None = None
+    """The run that it was started from by `rerun_from`, and whose steps it has taken over."""
 
     def __repr__(self) -> str:
         # Without payloads: a repr ends up in logs.
@@ -181,7 +183,7 @@ def run_view(values: Row) -> RunView:
         queue=row.queue,
         priority=row.priority,
         resource=row.resource,
-        key=row.key,
+        key=row.key or None,
         tags=tuple(row.tags),
         metadata=said.metadata if row.metadata is None else plain_mapping(row.metadata, "the run's metadata"),
         parent_id=row.parent_id,
@@ -212,6 +214,7 @@ def run_view(values: Row) -> RunView:
         input=plain(row.input, "the run's input"),
         output=plain(row.output, "the run's output"),
         error=decode_error(row.error) if row.error else None,
+        origin=None if said.origin is None else UUID(said.origin),
     )
 
 

@@ -18,6 +18,7 @@ The tree of exceptions: callers tell failures apart by type, and find ids as att
     |  `- NotDecodableError                  stored bytes do not fit the type asked for
     |- RunError                              .run_id
     |  |- RunNotFoundError (LookupError)     unknown id, or the resource does not match
+    |  |- StepNotFoundError (LookupError)    .step .keys: nothing of this step is kept
     |  |- InvalidRunStateError               .status .wanted .action
     |  |  `- RunNotActiveError               send to a run that has ended
     |  |- RunExistsError                     .existing_id: the key is taken and on_conflict says raise
@@ -224,6 +225,21 @@ class RunNotFoundError(RunError, LookupError):
 
     def __str__(self) -> str:
         return f"run {self.run_id} not found: check the id, the resource, and whether its start was committed"
+
+
+class StepNotFoundError(RunError, LookupError):
+    """The run has neither an outcome nor a failure of such a step."""
+
+    def __init__(self, run_id: UUID, step: str, keys: tuple[str, ...]) -> None:
+        super().__init__(run_id, step, keys)
+        self.step = step
+        self.keys = keys
+        """Those that there are, in the order of their outcomes; at most fifty."""
+
+    def __str__(self) -> str:
+        there = f"it has {', '.join(map(shown, self.keys[:10]))}" if self.keys else "it has none"
+        more = " and more" if len(self.keys) > 10 else ""
+        return f"run {self.run_id} has no step {shown(self.step)}: {there}{more}"
 
 
 class InvalidRunStateError(RunError):

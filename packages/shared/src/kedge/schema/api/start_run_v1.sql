@@ -36,6 +36,9 @@ begin
        or octet_length(p_resource) not between 1 and 1000 then
         raise exception using errcode = 'KE005', message = 'a name is empty or too long';
     end if;
+    if kedge.is_solo(p_queue) then
+        raise exception using errcode = 'KE005', message = 'a queue must not be called as the engine''s own lanes are';
+    end if;
     if not kedge.is_timeout(p_timeout_s) then
         raise exception using errcode = 'KE005', message = 'a timeout is longer than zero and shorter than a century';
     end if;
