@@ -180,7 +180,7 @@ begin
      cross join lateral (
            (select f.epoch, f.status, f.output, f.error, f.reason from kedge.finished f where f.id = i.run_id offset 0)
            union all
-           select 0, 'x', null, null, 'there is no such run (any more)'
+           select 0, 'f', null, kedge.error_info('RunNotFoundError', 'there is no record of it any more'), null
             where not exists (select 1 from kedge.finished f where f.id = i.run_id offset 0)) f
      where b.kind = 'w' and not exists (select 1 from kedge.runs r where r.id = i.run_id offset 0)
     on conflict do nothing;
