@@ -50,14 +50,16 @@ class Suspended:
         return None if found is None else found.what
 
 
-async def rounds(number: int = 12) -> None:
+async def rounds(number: int = 40) -> None:
     """Let everything happen that needs no time."""
     for _ in range(number):
         await asyncio.sleep(0)
 
 
 @contextlib.asynccontextmanager
-async def suspended(handler: Callable[[Suspended], Awaitable[object]]) -> AsyncGenerator[Suspended]:
+async def suspended(
+    handler: Callable[[Suspended], Awaitable[object]], *, settle: bool = True
+) -> AsyncGenerator[Suspended]:
     """Begin the handler as a run's root task, and go on when it has come to rest; at the end it is cancelled."""
     loop = asyncio.get_running_loop()
     tasks = BranchTasks(loop)
@@ -70,7 +72,8 @@ async def suspended(handler: Callable[[Suspended], Awaitable[object]]) -> AsyncG
         task = asyncio.Task(root(), loop=loop)
         run.branches.root.task = task
         tasks.by_task[task] = run.branches.root
-        await rounds()
+        if settle:
+            await rounds()
         try:
             yield run
         finally:

@@ -108,6 +108,25 @@ async def test_a_gather_of_which_some_have_failed_parks() -> None:
     await parks(handler)
 
 
+async def test_a_gather_that_has_just_ended_in_a_gather_keeps_the_run_until_that_is_known() -> None:
+    async def fails() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    async def handler(run: Suspended) -> None:
+        with contextlib.suppress(ValueError):
+            await asyncio.gather(run.wait(), asyncio.gather(asyncio.gather(fails())))
+        await run.tasks.loop.create_future()
+
+    looks: list[bool] = []
+    async with suspended(handler, settle=False) as run:
+        for _ in range(20):
+            await asyncio.sleep(0)
+            looks.append(run.look() is None)
+
+    assert not any(looks)
+
+
 async def test_a_task_group_parks() -> None:
     async def handler(run: Suspended) -> None:
         async with asyncio.TaskGroup() as group:
@@ -478,8 +497,8 @@ async def test_a_task_of_somebody_else_keeps_the_run() -> None:
         await other
         await waits
 
-    await stays(handler, "no task of the run")
-    await stays(awaits, "no task of the run")
+    await stays(handler, "not tasks of the run only")
+    await stays(awaits, "not tasks of the run only")
     other.cancel()
 
 
@@ -488,7 +507,7 @@ async def test_a_foreign_future_in_a_gather_keeps_the_run() -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await asyncio.gather(run.wait(), asyncio.gather(run.wait(), future))
 
-    await stays(handler, "awaits asyncio.gather", "no task of the run")
+    await stays(handler, "awaits asyncio.gather", "not tasks of the run only")
 
 
 async def test_a_future_that_has_just_come_in_keeps_the_run() -> None:
@@ -527,7 +546,7 @@ async def test_a_task_that_a_body_made_is_no_task_of_the_run() -> None:
             made.cancel()
         await waits
 
-    await stays(handler, "no task of the run")
+    await stays(handler, "not tasks of the run only")
 
 
 async def test_a_wait_with_a_timeout_keeps_the_run() -> None:

@@ -14,7 +14,7 @@ import gc
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from types import FrameType, FunctionType
+from types import BuiltinMethodType, FrameType, FunctionType, MethodType
 from typing import Any, Final, TypeAlias, TypeGuard
 
 from kedge_worker._joins import FOLDERS
@@ -100,9 +100,16 @@ def frame_of(link: object) -> FrameType | None:
     return frame if isinstance(frame, FrameType) else None
 
 
+# Types are asked, never objects: what a handler has in its locals may do anything when it is asked for a name.
+
+
 def _kind(link: object) -> tuple[str, str, str] | None:
-    # Types are asked, never objects: what a handler has in its locals may do anything when it is asked for a name.
-    kind = type(link)
+    kind: Any = type(link)
+    return _kind_of(kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind_of(kind: Any) -> tuple[str, str, str] | None:
     return next((names for names in _KINDS if hasattr(kind, names[0]) and hasattr(kind, names[1])), None)
 
 
@@ -202,12 +209,17 @@ def _gathered(future: object) -> list[Future]:
     todo = list(_children(future) or ())
     while todo:
         child = todo.pop()
-        inner = None if child.done() else _children(child)
-        if inner is None:
+        inner = _children(child)
+        if inner is None or _has_failed(child):
             found.append(child)
-        else:
+        elif not child.done():
             todo += inner
     return found
+
+
+def _has_failed(future: Future) -> bool:
+    # Asking for an exception counts as having seen it: then asyncio does not report it any more.
+    return future.done() and (future.cancelled() or getattr(future, "_exception", None) is not None)
 
 
 def _of_group(scope: Mapping[str, Any], waiter: object, _tasks: Iterable[Task]) -> Collection[Future] | None:
@@ -259,7 +271,7 @@ _JOINS: Final[tuple[tuple[str, str, _Join], ...]] = (
 def _parents(future: object) -> Iterator[object]:
     """Tasks, and futures that become done when this one does."""
     for callback in _callbacks(future):
-        known: list[object] = [getattr(callback, "__self__", None)]
+        known: list[object] = [_owner_of(callback)]
         if isinstance(callback, functools.partial):
             known += callback.args
         elif isinstance(callback, FunctionType) and not callback.__qualname__.startswith("shield."):
@@ -276,6 +288,11 @@ def _parents(future: object) -> Iterator[object]:
 
 def _callbacks(future: object) -> list[object]:
     return [callback for callback, _ in getattr(future, "_callbacks", None) or ()]
+
+
+def _owner_of(callback: object) -> object:
+    """Whose method it is; None: it is no method."""
+    return callback.__self__ if isinstance(callback, MethodType | BuiltinMethodType) else None
 
 
 def _closure(function: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ shows, and uvloop does not. A shield is no reason to leave one out: it goes off 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import math
 import sys
@@ -21,7 +22,16 @@ from typing import Any, Final, TypeGuard
 import anyio
 
 from kedge.errors import RawTimeoutError
-from kedge_worker._awaits import Task, frame_of, is_plumbing, is_task, joiners, place, running_links, suspended_links
+from kedge_worker._awaits import (
+    Task,
+    frame_of,
+    is_plumbing,
+    is_task,
+    joiners,
+    place,
+    running_links,
+    suspended_links,
+)
 from kedge_worker._joins import FOLDERS
 
 LIMIT_S: Final = 300.0
@@ -33,7 +43,9 @@ _LARGEST: Final = 64
 _SCOPES: Final[frozenset[type]] = frozenset({asyncio.Timeout, anyio.CancelScope})
 # These lead from a coroutine to what stands around its await, however deep; so do context managers.
 _WAYS: Final = (MethodType, BuiltinMethodType, CellType, GeneratorType, AsyncGeneratorType)
-_CONTAINERS: Final = (dict, list, tuple, set, deque)
+_METHODS: Final = frozenset({MethodType, BuiltinMethodType})
+_AIMING: Final = frozenset({"Timeout", "CancelScope", "Task"})
+_CONTAINERS: Final[frozenset[type]] = frozenset({dict, list, tuple, set, deque})
 
 
 def open_timeout(task: Task) -> float | None:
@@ -127,28 +139,37 @@ def _of_objects(task: Task, links: list[object]) -> Iterator[float]:
         if _is_scope(each):
             if (when := _deadline(each, task)) is not None:
                 yield when
-        elif _is_way(each) or _is_small(each):
+        elif _leads_on(each):
             seen.add(id(each))
             alive.append(each)
             todo.extend(gc.get_referents(each))
 
 
+# Types are asked, never objects: those of a handler may do anything when they are asked for a name.
+
+
 def _is_scope(thing: object) -> TypeGuard[asyncio.Timeout | anyio.CancelScope]:
-    # Types are asked, never objects: those of a handler may do anything when they are asked for a name.
-    return not _SCOPES.isdisjoint(type(thing).__mro__)
+    kind: Any = type(thing)
+    return _is_scope_type(kind)
 
 
-def _is_way(thing: object) -> bool:
-    kind = type(thing)
-    return issubclass(kind, _WAYS) or hasattr(kind, "__exit__") or hasattr(kind, "__aexit__")
-
-
-def _is_small(thing: object) -> bool:
-    return _is_container(thing) and len(thing) <= _LARGEST
+def _leads_on(thing: object) -> bool:
+    kind: Any = type(thing)
+    return _is_way_type(kind) or (_is_container(thing) and len(thing) <= _LARGEST)
 
 
 def _is_container(thing: object) -> TypeGuard[Collection[object]]:
-    return issubclass(type(thing), _CONTAINERS)
+    return type(thing) in _CONTAINERS
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_scope_type(kind: Any) -> bool:
+    return not _SCOPES.isdisjoint(kind.__mro__)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_way_type(kind: Any) -> bool:
+    return issubclass(kind, _WAYS) or hasattr(kind, "__exit__") or hasattr(kind, "__aexit__")
 
 
 def _deadline(scope: asyncio.Timeout | anyio.CancelScope, task: Task) -> float | None:
@@ -191,15 +212,24 @@ def _of_scopes(task: Task) -> Iterator[float]:
 def _timers(tasks: Collection[Task], loop: asyncio.AbstractEventLoop) -> Iterator[tuple[Task, float]]:
     handles: Any = getattr(loop, "_scheduled", ())
     for handle in handles:
-        aim: object = getattr(getattr(handle, "_callback", None), "__self__", None)
-        if isinstance(aim, asyncio.Timeout):
-            aim = getattr(aim, "_task", None)
-        elif isinstance(aim, anyio.CancelScope):
-            aim = getattr(aim, "_host_task", None)
-        elif type(aim).__name__ == "Timeout":  # the library that asyncio has its timeouts from
-            aim = getattr(aim, "_task", None) or next(iter(getattr(handle, "_args", None) or ()), None)
-        if is_task(aim) and aim in tasks and not handle.cancelled():
-            yield aim, handle.when()
+        callback: Any = getattr(handle, "_callback", None)
+        if type(callback) in _METHODS and type(callback.__self__).__name__ in _AIMING:
+            aim = _aim(callback.__self__, handle)
+            if is_task(aim) and aim in tasks and not handle.cancelled():
+                yield aim, handle.when()
+
+
+def _aim(owner: object, handle: Any) -> object:
+    """The task that a timer will cancel; else anything."""
+    match type(owner).__module__.partition(".")[0], type(owner).__name__:
+        case "asyncio", "Timeout":
+            return getattr(owner, "_task", None)
+        case "async_timeout", "Timeout":  # which asyncio has its timeouts from
+            return next(iter(getattr(handle, "_args", None) or ()), None)
+        case "anyio", "CancelScope":
+            return getattr(owner, "_host_task", None)
+        case _:
+            return owner
 
 
 def _where(task: Task) -> str:

@@ -73,7 +73,7 @@ def _of_task(task: Task, tasks: Set[Task], *, waits: bool) -> Blocker | None:
         if futures is None:
             return Blocker(task, _awaits(task, links))
         if not _are_ours(futures, tasks):
-            return Blocker(task, f"{_awaits(task, links)}, with something in it that is no task of the run")
+            return Blocker(task, f"{_awaits(task, links)}, and not tasks of the run only")
     if (when := open_timeout_in(task, links)) is not None:
         return Blocker(task, _open_timeout(task, links, when), when)
     if not are_all:
@@ -82,8 +82,14 @@ def _of_task(task: Task, tasks: Set[Task], *, waits: bool) -> Blocker | None:
 
 
 def _are_ours(futures: Collection[asyncio.Future[object]], tasks: Set[Task]) -> bool:
-    # A task that has ended counts no longer. Another future that is done may be news that nobody has heard yet.
-    return all(isinstance(future, asyncio.Task) and (future.done() or future in tasks) for future in futures)
+    """
+    Whether some task of the run must end before the join does.
+
+    A task that has ended counts no longer. Another future that is done may be news that nobody has heard yet, and so
+    may the last one of all.
+    """
+    left = [future for future in futures if not (isinstance(future, asyncio.Task) and future.done())]
+    return bool(left) and all(future in tasks for future in left)
 
 
 def _awaits(task: Task, links: list[object]) -> str:
