@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from kedge import InvalidOptionError, RunNotFoundError, RunRequest, SchemaError, WorkflowRef
+from kedge import InvalidOptionError, Retry, RunNotFoundError, RunRequest, SchemaError, WorkflowRef
 from tests.integration.client.orders import NIGHTLY, NOTIFY, ORDER, PROCESS, Order
 from tests.twins import ASYNC, AnyClient, Twin, opened
 
@@ -96,6 +96,54 @@ async def test_a_delayed_run_waits_until_it_is_due(twin: Twin, client: AnyClient
     assert by_delay.due_at == by_delay.created_at + timedelta(days=3)
     assert (by_time.status, by_time.due_at) == ("waiting", later)
     assert (at_once.status, at_once.due_at) == ("pending", None)
+
+
+async def test_a_timeout_is_a_deadline_from_when_the_run_is_due(twin: Twin, client: AnyClient) -> None:
+    at_once = await twin.do((await twin.do(client.start, PROCESS(ORDER, timeout="90s"))).view)
+    delayed = await twin.do((await twin.do(client.start, PROCESS(ORDER, timeout="90s", delay="1h"))).view)
+    many = await twin.do(client.start_many, [PROCESS(ORDER, timeout="90s"), PROCESS(ORDER, timeout="2m")])
+
+    assert at_once.deadline_at == at_once.created_at + timedelta(seconds=90)
+    assert delayed.deadline_at == delayed.created_at + timedelta(hours=1, seconds=90)
+    views = [await twin.do(run.view) for run in many]
+    assert [view.deadline_at and view.deadline_at - view.created_at for view in views] == [
+        timedelta(seconds=90),
+        timedelta(minutes=2),
+    ]
+
+
+async def test_a_timeout_of_the_ref_holds_unless_the_request_says_otherwise(twin: Twin, client: AnyClient) -> None:
+    limited = WorkflowRef("limited", str, timeout="1h")
+
+    by_ref = await twin.do((await twin.do(client.start, limited("x"))).view)
+    by_request = await twin.do((await twin.do(client.start, limited("x", timeout="1m"))).view)
+    without = await twin.do((await twin.do(client.start, limited("x", timeout=None))).view)
+    unsaid = await twin.do((await twin.do(client.start, PROCESS(ORDER))).view)
+
+    assert [
+        view.deadline_at and view.deadline_at - view.created_at for view in (by_ref, by_request, without, unsaid)
+    ] == [
+        timedelta(hours=1),
+        timedelta(minutes=1),
+        None,
+        None,
+    ]
+    options = [view.options.get("timeout") for view in (by_ref, by_request, without, unsaid)]
+    assert [option and (option.value, option.origin) for option in options] == [
+        (timedelta(hours=1), "ref"),
+        (timedelta(minutes=1), "request"),
+        (None, "request"),
+        None,
+    ]
+
+
+async def test_a_retry_policy_travels_with_the_run(twin: Twin, client: AnyClient) -> None:
+    policy = Retry(3, initial="2s", jitter=False)
+
+    run = await twin.do(client.start, PROCESS(ORDER, retry=policy))
+
+    option = (await twin.do(run.view)).options["retry"]
+    assert (option.value, option.origin) == (policy, "request")
 
 
 async def test_a_start_wakes_a_sleeping_worker(twin: Twin, client: AnyClient, conn: psycopg.Connection) -> None:
