@@ -136,8 +136,8 @@ class Worker:
                 life.progress.clear()
                 await life.courier.sort_all()
                 answer = await life.claimer.look()
-                if answer.runs or await life.store.has_mail():
-                    continue
+                if answer.runs or await life.store.has_mail() or life.progress.is_set():
+                    continue  # what has left meanwhile may have been woken, or be due already
                 if not life.executor.runs:
                     return life.finished_runs
                 await _first(life.progress.wait(), life.ended)
@@ -183,13 +183,13 @@ class Worker:
 
     async def _live_and_live_again(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         pause_s = 0.05
-        predecessor = None
+        predecessors: set[UUID] = set()
         while not stop.is_set():
             life = Life(self.settings, self._registry, target=self.target)
             try:
                 await self._check_schema(life)
-                await life.start(serve=True, predecessor=predecessor)
-                predecessor = None
+                await life.start(serve=True, predecessors=predecessors)
+                predecessors.clear()
                 pause_s = 0.05
                 if self.settings.listen:
                     await _first(life.listener.listening.wait(), life.ended, stop.wait())
@@ -206,8 +206,10 @@ class Worker:
                         raise
                     raise explained from error
                 _log.error("worker %s: lease lost (%s); starting a new life", life.name, error)
-                predecessor = life.id
+                predecessors.add(life.id)
             await life.stop(self._grace_s if stop.is_set() else 0, hurry=hurry)
+            if life.orphan is not None:
+                predecessors.add(life.orphan)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1)):  # noqa: S311  # jitter
                     await stop.wait()
