@@ -116,7 +116,7 @@ def test_only_unread_events_count(db: Session) -> None:
     run = letters.parked(db, for_time())
     db.rows(
         "insert into kedge.events (run_id, id, seq, at, slot, payload, consumed_seq) select $1, gen_random_uuid(), n,"
-        " now(), case when n % 2 = 0 then 'k:child#' || n else 'e:settled' end, '', nullif(abs(n % 2), 0)"
+        " now(), case when n % 2 = 0 then 'k:child#' || n else 'e:settled' end, '', nullif(abs(n % 2), 0) - 1"
         " from generate_series(-3000, -1) as n",
         (run,),
     )

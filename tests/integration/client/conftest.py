@@ -1,9 +1,11 @@
 """What the tests of the client share: each runs on the sync and on the async one."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
+from tests.proxy import Proxy, proxy
+from tests.sessions import Session
 from tests.twins import TWINS, AnyClient, Twin, opened
 
 
@@ -19,3 +21,17 @@ async def client(twin: Twin, database_url: str) -> AsyncGenerator[AnyClient]:
     """A client of the test's database."""
     async with opened(twin, database_url) as made:
         yield made
+
+
+@pytest.fixture
+def wire(database_url: str) -> Generator[Proxy]:
+    """A wire to the test's database."""
+    with proxy(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def db(database_url: str) -> Generator[Session]:
+    """A connection for the moves of a worker."""
+    with Session(database_url) as session:
+        yield session

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
 from uuid import UUID
 
 import psycopg
@@ -24,19 +23,12 @@ from tests import ends
 from tests.integration.client.orders import NOTIFY, ORDER, PROCESS, RECEIPT
 from tests.integration.client.test_client_keys import until_somebody_waits
 from tests.integration.client.test_client_results import waiting
-from tests.proxy import Proxy, proxy
+from tests.proxy import Proxy
 from tests.twins import ASYNC, AnyClient, Twin, connected, opened
 
 MISSING = UUID("0198c0de-0000-7000-8000-000000000000")
 
 STOP_WAITING_FOR_STANDBY = "select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'"
-
-
-@pytest.fixture
-def wire(database_url: str) -> Generator[Proxy]:
-    """A wire to the test's database."""
-    with proxy(database_url) as made:
-        yield made
 
 
 # ---- lost answers

@@ -30,7 +30,7 @@ SEND, SEND_AND_RING = _letter(
     "send",
     "send_v1",
     {"letter": "uuid", "run": "uuid", "topic": "text", "event": "text", "resource": "text", "payload": "bytea"},
-    {**_SAID, "delivered": "bool", "unread": "int4"},
+    {**_SAID, "has_ended": "bool", "delivered": "bool", "unread": "int4"},
 )
 CANCEL, CANCEL_AND_RING = _letter("cancel", "cancel_run_v1", {**_TO, "reason": "text", "cascade": "bool"}, _SAID)
 PAUSE, PAUSE_AND_RING = _letter("pause", "pause_run_v1", {**_TO, "reason": "text"}, _SAID)

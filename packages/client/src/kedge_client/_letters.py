@@ -93,12 +93,12 @@ def send(
     def read(rows: Rows) -> Delivery:
         if not rows:
             raise RunNotFoundError(cast("UUID", run_id))
-        accepted, status, delivered, unread = rows[0][:4]
+        accepted, status, has_ended, delivered, unread = rows[0][:5]
         if accepted:
             return Delivery(event_id, delivered)
-        if unread >= MAX_UNREAD:
-            raise TooLargeError(f"mail of run {run_id}", unread + 1, MAX_UNREAD, "unread events")
-        raise RunNotActiveError(cast("UUID", run_id), status, _LIVE, "send to")
+        if has_ended:
+            raise RunNotActiveError(cast("UUID", run_id), status, _LIVE, "send to")
+        raise TooLargeError(f"mail of run {run_id}", unread + 1, MAX_UNREAD, "unread events")
 
     values = (event_id, run_id, topic, message.event, resource, message.payload)
     return Letter(statements.SEND, statements.SEND_AND_RING, values, read)

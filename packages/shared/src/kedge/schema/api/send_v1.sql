@@ -2,11 +2,11 @@
 -- The id is made by the caller before the first try: a repeat is the same letter for the life of the run, also when the
 -- first has been consumed.
 -- delivered: an open wait takes this one; else it is kept until the run asks for it (a topic keeps nothing).
--- accepted = false: the run has ended for good, or has `unread` >= 1,000 events that it has not read; sends at the same
--- moment may pass that by as many as they are. No row when there is no such run, or not with this resource.
+-- accepted = false: the run has ended for good (has_ended), or has `unread` >= 1,000 events that it has not read; sends at
+-- the same moment may pass that by as many as they are. No row when there is no such run, or not with this resource.
 create or replace function kedge.send_v1(
     p_letter uuid, p_run uuid, p_topic text, p_event text, p_resource text, p_payload bytea
-) returns table (accepted boolean, status text, delivered boolean, unread int)
+) returns table (accepted boolean, status text, has_ended boolean, delivered boolean, unread int)
 language plpgsql set enable_seqscan = off as $$
 declare
     v_slot text := case when p_topic is null then 'e:' || p_event else 't:' || p_topic || chr(31) || p_event end;
@@ -31,6 +31,7 @@ begin
 
     if p_topic is not null then
         accepted := true;
+        has_ended := false;
         -- The bounds are those of the partial index.
         delivered := exists (select 1 from kedge.waits w where w.slot = v_slot and w.slot >= 't:' and w.slot < 't;');
         insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload)
@@ -45,6 +46,7 @@ begin
         return;
     end if;
     status := kedge.status_name(v_run.state);
+    has_ended := v_run.has_ended;
     select m.seq, m.is_read into v_seq, v_is_read
       from (select e.seq, e.consumed_seq is not null as is_read from kedge.events e where e.run_id = p_run and e.id = p_letter
             union all
