@@ -7,6 +7,7 @@ from uuid import UUID
 
 import psycopg
 
+from kedge.errors import ErrorInfo
 from kedge.failures import encode_error
 from kedge.wire import encode
 
@@ -18,7 +19,7 @@ def complete(conn: psycopg.Connection, run_id: UUID, output: object = None, *, t
     _end(conn, run_id, "c", output=encode(output, where="a test's output"), tell=tell)
 
 
-def fail(conn: psycopg.Connection, run_id: UUID, error: Exception) -> None:
+def fail(conn: psycopg.Connection, run_id: UUID, error: Exception | ErrorInfo) -> None:
     """End a run `failed`, with what a worker keeps of the exception."""
     _end(conn, run_id, "f", error=encode_error(error))
 
@@ -41,14 +42,14 @@ def _end(
     ended = conn.execute(
         "select kedge.end_runs(%s, array[%s]::uuid[], array[%s], array[%s], array[%s]::bytea[], array[%s]::bytea[],"
         " array[%s]::text[], array[0], array[0], array[0])",
-        (_WORKER, run_id, _claim(conn, run_id), status, output, error, reason),
+        (_WORKER, run_id, own(conn, run_id), status, output, error, reason),
     ).fetchone()
     assert ended == (1,)
     if tell:
         conn.execute("select kedge.notify_watchers(array[%s]::uuid[])", (run_id,))
 
 
-def _claim(conn: psycopg.Connection, run_id: UUID) -> int:
+def own(conn: psycopg.Connection, run_id: UUID) -> int:
     """Own the run, for only its owner ends it; answers the epoch."""
     conn.execute(
         "insert into kedge.workers (id, lease_until, lease, started_at, protocol, name, queues, workflows)"

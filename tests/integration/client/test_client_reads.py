@@ -10,7 +10,6 @@ import psycopg
 import pytest
 
 from kedge import InvalidOptionError, InvalidRunStateError, RunNotFoundError, WorkflowRef, new_run_id
-from kedge.wire import encode
 from tests import ends
 from tests.integration.client.orders import NIGHTLY, NOTIFY, ORDER, PROCESS, RECEIPT, CardDeclined, Order
 from tests.twins import AnyClient, Twin
@@ -92,34 +91,6 @@ async def test_the_last_run_of_a_workflow_is_its_newest(
     assert of_resource.id == first.id
     assert await twin.do(client.last, NIGHTLY) is None
     assert await twin.do(client.last, PROCESS, resource="c") is None
-
-
-async def test_steps_come_in_the_order_in_which_they_reached_the_handler(
-    twin: Twin, client: AnyClient, conn: psycopg.Connection
-) -> None:
-    run = await twin.do(client.start, PROCESS(ORDER))
-    kept: list[tuple[int, str, str, bytes]] = [
-        (3, "t", "ledger", encode([1, 2], where="")),
-        (1, "s", "charge", encode({"id": "ch-1"}, where="")),
-        (7, "x", "slow", b""),
-    ]
-    for seq, kind, key, value in kept:
-        conn.execute(
-            "insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)"
-            " values (%s, now(), %s, 0, 1500, %s, %s, %s, '')",
-            (run.id, seq, kind, key, value),
-        )
-    conn.execute("update kedge.runs set next_seq = 8")
-
-    steps = await twin.do(client.steps, run)
-
-    assert [(step.seq, step.kind, step.key) for step in steps] == [
-        (1, "step", "charge"),
-        (3, "transaction", "ledger"),
-        (7, "interrupted", "slow"),
-    ]
-    assert [step.value for step in steps] == [{"id": "ch-1"}, [1, 2], None]
-    assert steps[0].took == timedelta(seconds=1.5)
 
 
 # ---- lists

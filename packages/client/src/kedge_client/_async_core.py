@@ -185,6 +185,8 @@ class AsyncCore:
                 room.unobserve(watching.run_id, bell.set)
 
     async def _news(self, watching: Watching) -> list[RunEvent]:
+        if self._closed:
+            raise ClosedClientError("the client is closed")
         try:
             return await self.call(watching.look())
         except UnavailableError:

@@ -167,6 +167,8 @@ class SyncCore:
                 thread.unobserve(watching.run_id, bell.set)
 
     def _news(self, watching: Watching) -> list[RunEvent]:
+        if self._closed:
+            raise ClosedClientError("the client is closed")
         try:
             return self.call(watching.look())
         except UnavailableError:

@@ -223,9 +223,10 @@ class WaitingRoom:
             self._registered -= told
             for run_id in told & self._rings.keys():
                 self._ring(run_id)
-            await self._keep_observed(link)
+            await self._unobserve(link)
             if self._closing:
                 return
+            await self._keep_observed(link)
             look_at = (fresh | told) & self._waiters.keys()
             if monotonic() - looked_at >= BACKSTOP_S:
                 looked_at = monotonic()
@@ -260,11 +261,13 @@ class WaitingRoom:
             await self._exchange(link, [[Command(UNWATCH, (batch, self._channel))]])
             self._registered.difference_update(batch)
 
-    async def _keep_observed(self, link: AsyncLink) -> None:
-        """Register what is newly watched, renew everything in time, and take back what nobody watches any more."""
+    async def _unobserve(self, link: AsyncLink) -> None:
         for ids in _batches(self._observed - self._rings.keys()):
             await self._exchange(link, [[Command(UNOBSERVE, (ids, self._channel))]])
             self._observed.difference_update(ids)
+
+    async def _keep_observed(self, link: AsyncLink) -> None:
+        """Register what is newly watched, and renew everything in time."""
         is_late = monotonic() - self._observed_at >= RENEW_S
         new = self._rings.keys() - self._observed
         for ids in _batches(self._rings.keys() if is_late else new):
@@ -275,9 +278,9 @@ class WaitingRoom:
             ]
             if self._wake_worker and not new.isdisjoint(ids):
                 transactions.append([Command(RING, (None, None))])
-            await self._exchange(link, transactions)
             self._registered.update(ids)
             self._observed.update(ids)
+            await self._exchange(link, transactions)
             for run_id in new.intersection(ids):
                 self._ring(run_id)
         if is_late:

@@ -32,8 +32,6 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 EventKind: TypeAlias = Literal["status", "step", "progress", "log", "note"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
-_LEVELS: Final[tuple[tuple[int, LogLevel], ...]] = ((40, "error"), (30, "warning"), (20, "info"))
-
 # A run has at most 1,001 lines; notes are as many as letters to it.
 _LINE_BITS: Final = 10
 _NOTE_BITS: Final = 18
@@ -199,7 +197,8 @@ class Watching:
 
     def _progress_event(self, row: ProgressRow) -> list[RunEvent]:
         progress = row.progress()
-        if progress == (self._progress or Progress(done=0)):
+        # A mere number of steps is no news beside the steps.
+        if progress == self._progress or (progress.source is None and progress.percent is None):
             return []
         self._progress = progress
         return [RunEvent(seq=self._place.seq(), at=row.at, kind="progress", progress=progress)]
@@ -210,8 +209,16 @@ def _step_event(view: StepView) -> RunEvent:
 
 
 def _said_event(line: LogRow) -> RunEvent:
-    level: LogLevel = next((name for least, name in _LEVELS if line.level >= least), "debug")
+    level = _level(line.level)
     if line.kind == "n":
         return RunEvent(seq=0, at=line.at, kind="note", level=level, message=line.message)
     fields = plain_mapping(line.fields, "fields of a line")
     return RunEvent(seq=0, at=line.at, kind="log", level=level, message=line.message, fields=fields)
+
+
+def _level(number: int) -> LogLevel:
+    if number < 20:
+        return "debug"
+    if number < 30:
+        return "info"
+    return "warning" if number < 40 else "error"
