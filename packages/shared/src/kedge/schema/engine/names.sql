@@ -12,7 +12,8 @@ language sql immutable parallel safe as $$
         when 'i' then 'input' when 's' then 'step' when 't' then 'transaction'
         when 'f' then 'failed' when 'x' then 'interrupted'
         when 'e' then 'event' when 'd' then 'sleep' when 'p' then 'poll' when 'u' then 'pause'
-        when 'c' then 'child' when 'n' then 'start' when 'm' then 'send' when 'o' then 'first' when 'k' then 'patch'
+        when 'c' then 'child' when 'n' then 'child started' when 'm' then 'sent' when 'o' then 'first'
+        when 'k' then 'patched'
         else p_kind::text end
 $$;
 

@@ -44,7 +44,8 @@ begin
                          then l.now + make_interval(secs => greatest(l.delay_s, 0)) end,
            attempt = least(r.attempt + 1, 32767), crashes = 0, queue = kedge.queue_name(r.queue), has_waits = l.has_mail,
            request = null, worker_id = null, since = l.now, seq = nextval('kedge.runs_seq'),
-           next_seq = greatest(r.next_seq, l.last + 1), reason = l.reason
+           next_seq = greatest(r.next_seq, l.last + 1),
+           reason = coalesce(l.reason, case when r.request = 's' then r.reason end)
       from look l
      where r.id = l.id and r.id = any (v_held) and r.worker_id is not distinct from p_worker;
     get diagnostics v_retried = row_count;
