@@ -85,6 +85,32 @@ def fill(conn: psycopg.Connection) -> None:
         """insert into kedge.inbox (run_id, id, sent_at, kind)
            select {id}, {id}, now(), 'x' from generate_series(1000, 999 + {count}) as n""",
     )
+    # Each waits for an event, a hundred of them for that of a topic; has one that is unread and two that were read.
+    _execute(
+        conn,
+        "waiting",
+        WAITING,
+        """insert into kedge.waits (run_id, opened_at, kind, key, slot)
+           select {id}, now(), 'e', 'settled',
+                  case when n % 200 = 0 then 't:orders' || chr(31) || 'settled' else 'e:settled' end
+             from generate_series(1, {count}) as n""",
+    )
+    _execute(
+        conn,
+        "waiting",
+        WAITING,
+        """insert into kedge.events (run_id, id, seq, at, consumed_seq, slot, payload)
+           select {id}, gen_random_uuid(), -m, now(), nullif(m, 0), 'e:other', '\\x'
+             from generate_series(1, {count}) as n, generate_series(0, 2) as m""",
+    )
+    _execute(
+        conn,
+        "waiting",
+        WAITING,
+        """insert into kedge.run_log (run_id, at, epoch, level, kind, message, fields)
+           select {id}, now(), 1, 20, case when m = 0 then 'n' else 'l' end::"char", 'a line', '\\x'
+             from generate_series(1, {count}) as n, generate_series(0, 2) as m""",
+    )
     _execute(
         conn,
         "waiting",

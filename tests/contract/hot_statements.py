@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from kedge.ids import new_run_id
+from kedge_client import _letter_statements as letters
 from kedge_client import _read_statements as reading
 from kedge_client import _statements as client
 from kedge_worker import _statements as worker
@@ -345,9 +346,49 @@ HOT: Final[dict[str, Hot]] = {
     ),
     "cancel": Hot(
         side="client",
-        statement=client.CANCEL.numbered("kedge"),
-        arguments=(new_run_id(), crowd.run_id("pending", 1), None, None),
-        blocks=50,
+        statement=letters.CANCEL.numbered("kedge"),
+        arguments=(new_run_id(), crowd.run_id("pending", 1), None, None, False),
+        blocks=60,
+    ),
+    "resume": Hot(
+        side="client",
+        statement=letters.RESUME.numbered("kedge"),
+        arguments=(new_run_id(), crowd.run_id("waiting", 1), "customer-1"),
+        blocks=60,
+    ),
+    "fast-forward": Hot(
+        side="client",
+        statement=letters.FAST_FORWARD.numbered("kedge"),
+        arguments=(new_run_id(), crowd.run_id("waiting", 1), None, None, b"\x01null"),
+        blocks=60,
+    ),
+    "send": Hot(
+        side="client",
+        statement=letters.SEND.numbered("kedge"),
+        arguments=(new_run_id(), crowd.run_id("waiting", 1), None, "settled", None, b"\x01null"),
+        blocks=60,
+    ),
+    "send to a topic": Hot(
+        side="client",
+        statement=letters.SEND.numbered("kedge"),
+        arguments=(new_run_id(), None, "orders", "settled", None, b"\x01null"),
+        blocks=60,
+    ),
+    "send: whether it is there": Hot(
+        side="client",
+        within=("send_v1", "select m.seq, m.is_read"),
+        variables={"p_run": "uuid", "p_letter": "uuid"},
+        arguments=(crowd.run_id("waiting", 1), new_run_id()),
+        by={"events_pkey"},
+        touches=1,
+    ),
+    "send: what is unread": Hot(
+        side="client",
+        within=("send_v1", "select count(*), "),
+        variables={"p_run": "uuid", "v_slot": "text", "v_seq": "bigint"},
+        arguments=(crowd.run_id("waiting", 1), "e:settled", None),
+        by={"events_unread", "inbox_run"},
+        touches=2,
     ),
     **{
         f"list {name}": Hot(

@@ -9,7 +9,21 @@ from typing import Any, Final
 import psycopg
 from psycopg import sql
 
-GROWING: Final = frozenset(("runs", "journal", "finished", "inbox", "inbox_failed", "run_keys", "run_tags", "watchers"))
+GROWING: Final = frozenset(
+    (
+        "runs",
+        "journal",
+        "finished",
+        "inbox",
+        "inbox_failed",
+        "run_keys",
+        "run_tags",
+        "watchers",
+        "waits",
+        "events",
+        "run_log",
+    )
+)
 """`workers` and `idle` have as many rows as there are processes: any plan is good there."""
 
 _COMMENT: Final = re.compile(r"--[^\n]*")

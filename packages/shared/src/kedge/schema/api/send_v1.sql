@@ -13,6 +13,7 @@ declare
     v_run record;
     v_seq bigint;
     v_is_read boolean;
+    v_unread int;
     v_before int;
 begin
     if (p_run is null) = (p_topic is null) then
@@ -53,11 +54,12 @@ begin
             select i.seq, false from kedge.inbox i where i.run_id = p_run and i.id = p_letter) m
      limit 1;
     -- Mail of other kinds, such as the ends of a thousand children, is nobody's to send.
-    select count(*), count(*) filter (where m.slot = v_slot and (v_seq is null or m.seq < v_seq)) into unread, v_before
+    select count(*), count(*) filter (where m.slot = v_slot and (v_seq is null or m.seq < v_seq)) into v_unread, v_before
       from (select e.slot, e.seq from kedge.events e
              where e.run_id = p_run and e.consumed_seq is null and not starts_with(e.slot, 'k:')
             union all
             select i.slot, i.seq from kedge.inbox i where i.run_id = p_run and i.kind = 'e') m;
+    unread := v_unread;
     accepted := v_seq is not null or not v_run.has_ended and unread < 1000;
     delivered := coalesce(v_is_read, false)
         or accepted and v_before < (select count(*) from kedge.waits w where w.run_id = p_run and w.slot = v_slot);
