@@ -17,7 +17,7 @@ from kedge.schema import functions, render
 from kedge_worker import _leased_store, _statements, _transactions
 from tests import moves
 from tests import sessions as sessions_module
-from tests.clock import Clock
+from kedge_worker.testing import Clock
 from tests.contract import test_state_machine as machine
 from tests.integration import test_interleavings_claim as claim
 from tests.integration import test_interleavings_inbox as inbox
@@ -101,15 +101,15 @@ GUARDS: Final = [
     Guard(
         "keys in their order",
         "api/start_runs_v1.sql",
-        "order by b.key nulls last offset 0",
+        "order by b.key nulls last, b.place offset 0",
         "offset 0",
         start.test_a_batch_takes_its_keys_in_their_order_so_that_batches_in_any_order_do_not_deadlock,
     ),
     Guard(
         "only what is new is live",
         "api/start_runs_v1.sql",
-        "where v_stored = cardinality(p_ids) or b.id = any (v_new)",
-        "on conflict do nothing",
+        "where b.id = any (v_new)",
+        "where not exists (select 1 from kedge.runs r where r.id = b.id)",
         lambda s: start.test_a_repeated_bulk_start_leaves_runs_that_have_ended_alone(s.open()),
     ),
     # ---- claim

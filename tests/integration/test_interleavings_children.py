@@ -174,6 +174,18 @@ def test_a_parent_that_was_taken_back_starts_no_child(db: Session) -> None:
     assert list(moves.statuses(db)) == [run.id]
 
 
+def test_a_parent_that_was_taken_back_and_claimed_again_starts_no_child(db: Session) -> None:
+    worker = moves.register(db)
+    run = parent(db, worker)
+    moves.keep(db, worker, run, 1)
+    moves.release(db, worker, run, last=1)
+    (again,) = moves.claim_alone(db, worker)
+
+    assert again.id == run.id
+    assert moves.start_children(db, worker, [Child(run, 1, new_run_id())]) == 0
+    assert list(moves.statuses(db)) == [run.id]
+
+
 def test_a_worker_starts_no_children_for_another_ones_run(db: Session) -> None:
     worker, other = moves.register(db), moves.register(db)
     run = parent(db, worker)
