@@ -41,9 +41,11 @@ def put(
     return id_
 
 
-def send(session: Session, run: UUID, event: str = "paid", payload: bytes = b"\x011", **more: UUID) -> UUID:
+def send(
+    session: Session, run: UUID, event: str = "paid", payload: bytes = b"\x011", *, letter: UUID | None = None
+) -> UUID:
     """An event."""
-    return put(session, run, "e", slot=f"e:{event}", payload=payload, **more)
+    return put(session, run, "e", slot=f"e:{event}", payload=payload, letter=letter)
 
 
 def broadcast(session: Session, topic: str = "rates", event: str = "changed", payload: bytes = b"\x011") -> UUID:
@@ -74,7 +76,7 @@ def open_wait(
     need: int = 0,
     group: str | None = None,
 ) -> int:
-    """OPEN_WAITS one; an event's is called as its wait unless `slot` says so. Answers how many the fence let through."""
+    """OPEN_WAITS one; an event is called as its wait unless `slot` says so. Answers how many the fence let through."""
     return session.count(
         moves.statement("OPEN_WAITS"),
         (
@@ -121,11 +123,18 @@ def retry_later(
     return number
 
 
-def parked(session: Session, *keys: str, worker: UUID | None = None, **wait: object) -> moves.Claimed:
+def parked(
+    session: Session,
+    *keys: str,
+    worker: UUID | None = None,
+    kind: str = "e",
+    slot: str | None = None,
+    delay_s: float | None = None,
+) -> moves.Claimed:
     """A new run that waits for the events of these names."""
     owner, run = running(session, worker)
     for key in keys or ("paid",):
-        open_wait(session, owner, run, key, **wait)  # type: ignore[arg-type]  # a test's own keywords
+        open_wait(session, owner, run, key, kind, slot=slot, delay_s=delay_s)
     park(session, owner, run)
     return run
 
@@ -177,7 +186,9 @@ def notes(session: Session, run: UUID) -> list[str]:
 
 def failures(session: Session, run: UUID) -> list[tuple[str, str, int, int]]:
     """(kind, key, attempt, journal_seq) of what was set aside."""
-    return session.rows("select kind, key, attempt, journal_seq from kedge.failures where run_id = $1 order by id", (run,))
+    return session.rows(
+        "select kind, key, attempt, journal_seq from kedge.failures where run_id = $1 order by id", (run,)
+    )
 
 
 def due_at(session: Session, run: UUID) -> datetime | None:

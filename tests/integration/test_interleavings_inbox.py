@@ -418,7 +418,7 @@ async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = N
         ask=lambda run, kind, reason: heard.append((run, kind, reason)),
         sorted_some=lambda: looks.append(None),
         has_mail=lambda: None,
-        takes=lambda queue, workflow: True,
+        takes=lambda *_: True,
     )
     try:
         letters = await courier.sort_all()

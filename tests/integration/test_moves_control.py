@@ -1,4 +1,4 @@
-"""Cancel, pause, resume, fast-forward, retry: whatever order they come in, each has its answer, and repeats do nothing."""
+"""Cancel, pause, resume, fast-forward, retry: in whatever order, each has its answer, and repeats do nothing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from kedge_worker.testing import Clock
 from tests import letters, moves
-from tests.clock import Clock
 from tests.sessions import Session, Sessions
 
 LANES: Final = [moves.LANE]
@@ -26,10 +26,10 @@ LEAVE: Final[dict[str, letters.Move]] = {
 """Every move out of running that is no end."""
 
 
-def failed(db: Session, **options: object) -> moves.Claimed:
+def failed(db: Session, singleton: str | None = None) -> moves.Claimed:
     """A new run that has failed."""
     worker = moves.register(db)
-    moves.started(db, **options)
+    moves.start(db, singleton=singleton)
     (run,) = moves.claim_alone(db, worker)
     moves.end(db, worker, run, "f")
     return run
@@ -186,9 +186,7 @@ def test_a_request_is_applied_by_every_move_out_of_running(
 
 
 @pytest.mark.parametrize("move", ["give back", "retry at once"])
-def test_a_run_that_was_paused_in_the_middle_of_something_is_pending_when_it_is_resumed(
-    db: Session, move: str
-) -> None:
+def test_a_run_that_was_paused_in_the_middle_of_something_is_pending_when_it_is_resumed(db: Session, move: str) -> None:
     worker, run = letters.running(db)
     letters.open_wait(db, worker, run, "paid")
     letters.put(db, run.id, "s")
@@ -483,7 +481,9 @@ def test_a_retry_begins_a_new_time_limit(db: Session, clock: Clock) -> None:
     moves.sort_inbox(db)
 
     assert letters.expire(db) == ([], [])
-    assert db.value("select deadline_at between now() + interval '24 hours' and now() + interval '26 hours' from kedge.runs")
+    assert db.value(
+        "select deadline_at between now() + interval '24 hours' and now() + interval '26 hours' from kedge.runs"
+    )
 
 
 @pytest.mark.parametrize("status", ["c", "x"])
@@ -604,7 +604,7 @@ def test_an_end_waits_for_no_caller_that_takes_over_its_singleton(sessions: Sess
 
 def test_a_run_that_somebody_watches_says_so_to_its_owner_once(db: Session) -> None:
     worker, run = letters.running(db)
-    seen = []
+    seen: list[list[UUID]] = []
 
     for _ in range(2):
         letters.put(db, run.id, "o")

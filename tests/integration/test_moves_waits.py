@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
+from kedge_worker.testing import Clock
 from tests import letters, moves
-from tests.clock import Clock
 from tests.sessions import Session, Sessions
 
 LANES: Final = [moves.LANE]
@@ -269,7 +269,7 @@ def test_a_group_wakes_its_run_only_when_so_many_of_it_have_mail(db: Session) ->
     for number in range(4):
         letters.open_wait(db, worker, run, f"m[{number}]", "c", need=3, group="m")
     letters.park(db, worker, run)
-    seen = []
+    seen: list[str] = []
 
     for number in range(3):
         letters.put(db, run.id, "c", slot=f"k:m[{number}]", payload=b"c1")
