@@ -24,9 +24,9 @@ from kedge_worker._turns import LIVE
 if TYPE_CHECKING:
     from kedge_worker._branches import Branch
     from kedge_worker._definitions import StepDefinition
-    from kedge_worker._execution import Execution, Operation
+    from kedge_worker._execution import Execution
     from kedge_worker._memo import Memo
-    from kedge_worker._outcomes import RowKind
+    from kedge_worker._outcomes import Operation, RowKind
     from kedge_worker._waits import Served, Wait
 
 T = TypeVar("T")
@@ -247,19 +247,28 @@ class Operations:
 
     async def keep_outcome(self, of: Operation, key: str, branch: Branch, value: bytes) -> None:
         """Keep an outcome that has come of the handler's own doing, when it is its turn."""
-        self._execution.replaying = False
-        await self._keep_in_turn(of, of, key, branch, value, 0)
+        execution = self._execution
+        here = execution.enter()
+        try:
+            execution.replaying = False
+            await self._keep_in_turn(of, of, key, branch, value, 0)
+        finally:
+            execution.leave(here)
 
     async def hand_out_again(self, row: MemoRow, branch: Branch) -> None:
         """Return when it is the turn of an outcome of an earlier life that nothing has to be done for."""
         execution = self._execution
-        await execution.take_turn(row.seq, insist=True)
-        if execution.closed:
-            raise ClosedError
-        assert execution.memo is not None  # noqa: S101  # the row came from it
-        execution.memo.hand_out(row)
-        execution.replaying = bool(execution.memo)
-        branch.last = row.key
+        here = execution.enter()
+        try:
+            await execution.take_turn(row.seq, insist=True)
+            if execution.closed:
+                raise ClosedError
+            assert execution.memo is not None  # noqa: S101  # the row came from it
+            execution.memo.hand_out(row)
+            execution.replaying = bool(execution.memo)
+            branch.last = row.key
+        finally:
+            execution.leave(here)
 
     def mismatch(self, mismatch: ReplayMismatch) -> None:
         """The code does not fit what is stored: the run leaves with the reason."""
