@@ -19,11 +19,14 @@ from psycopg.conninfo import make_conninfo
 from kedge_client._settings import client_settings, own_conninfo
 from kedge_worker._settings import WorkerSettings
 from tests.contract import crowd
-from tests.contract.hot_statements import HOT, OWN, Side
+from tests.contract.hot_starts import HOT_STARTS
+from tests.contract.hot_statements import HOT as HOT_OTHERS
+from tests.contract.hot_statements import OWN, Hot, Side
 from tests.contract.plans import GROWING, explain, inner_statement, numbered, prepare
-from tests.postgres import Databases
+from kedge_worker.testing._databases import Databases
 
 STATES: Final = ("kept since the tables were empty", "statistics of empty tables", "fresh statistics")
+HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_STARTS}
 CASES: Final = [(name, state) for name in HOT for state in STATES]
 
 Sessions: TypeAlias = Mapping[Side, psycopg.Connection]
