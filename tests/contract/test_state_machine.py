@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, get_args
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -16,7 +17,7 @@ import kedge_client
 import kedge_worker
 from kedge.run_state import CODES, LIVE, MOVES, STARTS, STATUSES, TERMINAL, RunStatus, may_move
 from kedge_worker._outcomes import EndStatus, RowKind
-from tests import moves
+from tests import letters, moves
 from tests.sessions import Session, open_sessions
 
 SOURCES: Final = [
@@ -25,18 +26,6 @@ SOURCES: Final = [
     for path in sorted(Path(str(package.__file__)).parent.rglob("*"))
     if path.suffix in {".py", ".sql"}
 ]
-
-NOT_YET: Final[frozenset[tuple[RunStatus, RunStatus]]] = frozenset(
-    {
-        ("waiting", "pending"),  # wake
-        ("pending", "paused"),  # pause
-        ("waiting", "paused"),
-        ("paused", "pending"),  # resume
-        ("paused", "waiting"),
-        ("failed", "pending"),  # retry
-    }
-)
-"""Moves for which there is no statement so far."""
 
 
 @pytest.fixture
@@ -86,7 +75,7 @@ def test_codes_and_statuses_are_each_others_inverse_and_the_database_agrees(db: 
     [
         ("runs", "state", {CODES[status] for status in LIVE}),
         ("finished", "status", {CODES[status] for status in TERMINAL}),
-        ("runs", "request", {CODES["cancelled"], CODES["paused"]}),
+        ("runs", "request", {CODES["cancelled"], CODES["paused"], "d"}),
     ],
 )
 def test_a_column_takes_its_letters_and_no_other(db: Session, table: str, column: str, codes: set[str]) -> None:
@@ -161,6 +150,34 @@ def claim(db: Session, run: moves.Claimed) -> None:
     moves.claim_alone(db, moves.register(db))
 
 
+def post(db: Session, run: moves.Claimed, *, kind: str) -> None:
+    letters.put(db, run.id, kind)
+    moves.sort_inbox(db)
+
+
+def wake(db: Session, run: moves.Claimed) -> None:
+    """By an event for which it waits."""
+    letters.send(db, run.id)
+    moves.sort_inbox(db)
+
+
+def expire(db: Session, run: moves.Claimed) -> None:
+    db.rows("update kedge.runs set deadline_at = now() - interval '1 s' where id = $1", (run.id,))
+    letters.expire(db)
+
+
+def park(db: Session, run: moves.Claimed) -> None:
+    if worker := owner_of(db, run):
+        claimed = replace(run, epoch=moves.run_row(db, run.id)["epoch"])
+        letters.open_wait(db, worker, claimed, "paid")
+        letters.park(db, worker, claimed)
+
+
+def retry_later(db: Session, run: moves.Claimed, *, delay_s: float) -> None:
+    row = moves.run_row(db, run.id)
+    letters.retry_later(db, row["worker_id"] or uuid4(), replace(run, epoch=row["epoch"]), delay_s=delay_s)
+
+
 def release(db: Session, run: moves.Claimed, *, delay_s: float = 0) -> None:
     row = moves.run_row(db, run.id)
     db.rows(moves.statement("RELEASE"), (row["worker_id"], [run.id], [row["epoch"]], [delay_s], [None], [0]))
@@ -171,46 +188,71 @@ ACTS: Final[dict[str, Act]] = {
     "give back": release,
     "give back with a delay": partial(release, delay_s=60),
     "take back": take_back,
+    "park": park,
+    "retry later": partial(retry_later, delay_s=60),
+    "retry at once": partial(retry_later, delay_s=0),
     "cancel": cancel,
+    "pause": partial(post, kind="s"),
+    "resume": partial(post, kind="u"),
+    "retry": partial(post, kind="r"),
+    "wake": wake,
+    "expire": expire,
     **{f"end {status} by its owner": partial(end_by, status=status, owner=True) for status in get_args(EndStatus)},
     **{f"end {status} at rest": partial(end_by, status=status, owner=False) for status in get_args(EndStatus)},
 }
 
-REQUESTS: Final = (None, "s", "x")
+FROM_OUTSIDE: Final = ("cancel", "pause", "resume", "retry", "wake", "expire")
+"""What may meet a run that has ended."""
+
+REQUESTS: Final = (None, "s", "d", "x")
 BY_NAME: Final[dict[str, RunStatus]] = {str(status): status for status in get_args(RunStatus)}
 
 
-def brought_into(db: Session, status: RunStatus, request: str | None) -> moves.Claimed:
-    """A run in that status, with that request if it is running."""
-    (run,) = moves.started(db, delay_s=60 if status == "waiting" else None)
-    if status == "running":
-        (claimed,) = moves.claim_alone(db, moves.register(db))
-        db.rows("update kedge.runs set request = $2 where id = $1", (run, request))
-        return claimed
-    if status == "paused":
-        db.rows("update kedge.runs set state = 's' where id = $1", (run,))
+def brought_into(db: Session, status: RunStatus, detail: str | None = None) -> moves.Claimed:
+    """A run in that status; `detail` is a running one's request, or out of what a paused one was paused."""
+    delayed = "waiting" in (status, detail)
+    (run,) = moves.started(db, delay_s=60 if delayed else None)
+    if delayed:
+        db.rows(
+            "insert into kedge.waits (run_id, opened_at, due_at, kind, key, slot)"
+            " select id, now(), due_at, 'e', 'paid', 'e:paid' from kedge.runs where id = $1",
+            (run,),
+        )
+        db.rows("update kedge.runs set has_waits = true where id = $1", (run,))
     row = moves.run_row(db, run)
-    return moves.Claimed(run, row["epoch"], row["next_seq"], 0, 0, 0, row["seq"], None, moves.QUEUE, moves.WORKFLOW)
+    resting = moves.Claimed(run, row["epoch"], row["next_seq"], 0, 0, 0, row["seq"], None, moves.QUEUE, moves.WORKFLOW)
+    if status == "paused":
+        post(db, resting, kind="s")
+    if status in TERMINAL or status == "running":
+        (claimed,) = moves.claim_alone(db, worker := moves.register(db))
+        db.rows("update kedge.runs set request = $2 where id = $1", (run, detail))
+        if status in TERMINAL:
+            moves.end(db, worker, claimed, CODES[status])
+        return claimed
+    return resting
 
 
-def test_the_sql_can_do_every_move_that_exists_so_far_and_no_other(db: Session) -> None:
+def test_the_sql_can_do_every_move_that_exists_and_no_other(db: Session) -> None:
+    details = {"running": REQUESTS, "paused": (None, "waiting")}
     seen: dict[tuple[RunStatus, RunStatus], set[str]] = {}
-    for before in sorted(LIVE):
-        for request in REQUESTS if before == "running" else (None,):
-            for name, act in ACTS.items():
-                run = brought_into(db, before, request)
-                act(db, run)
+    for before in get_args(RunStatus):
+        for detail in details.get(before, (None,)):
+            for name in FROM_OUTSIDE if before in TERMINAL else ACTS:
+                run = brought_into(db, before, detail)
+                ACTS[name](db, run)
                 after = BY_NAME[moves.status(db, run.id)]
                 if after != before:
                     seen.setdefault((before, after), set()).add(name)
-                for table in ("inbox", "finished", "runs", "workers"):
+                for table in ("inbox", "finished", "runs", "workers", "waits", "events", "failures", "journal"):
                     db.rows(f"delete from kedge.{table}")
 
     assert set(seen) <= MOVES, {move: seen[move] for move in set(seen) - MOVES}
-    assert MOVES - set(seen) == NOT_YET
+    assert set(seen) == MOVES
 
 
-@pytest.mark.parametrize("name", ["give back", "give back with a delay", "take back"])
+@pytest.mark.parametrize(
+    "name", ["give back", "give back with a delay", "park", "retry later", "retry at once", "take back"]
+)
 @pytest.mark.parametrize("request_", REQUESTS)
 def test_what_is_at_rest_after_any_move_has_no_owner_and_no_request(
     db: Session, name: str, request_: str | None
@@ -244,13 +286,14 @@ def test_the_exit_door_is_found_by_that_search() -> None:
     assert re.search(r"delete\s+from\s+kedge\.runs\b", text)
 
 
-def test_no_function_in_the_database_writes_ends_but_the_exit_door(db: Session) -> None:
+def test_no_function_in_the_database_writes_ends_but_the_exit_door_and_only_a_retry_takes_one_back(db: Session) -> None:
     writers = db.rows(
-        "select proname from pg_proc where pronamespace = 'kedge'::regnamespace"
-        r" and prosrc ~* '(insert into|update|delete from)\s+\S*finished'"
+        "select proname, substring(prosrc from $1) from pg_proc where pronamespace = 'kedge'::regnamespace"
+        " and prosrc ~* $1 order by 1",
+        (r"(insert into|update|delete from)\s+\S*finished",),
     )
 
-    assert writers == [("end_runs",)]
+    assert writers == [("end_runs", "insert into"), ("retry_run", "delete from")]
 
 
 def test_no_client_statement_writes_a_table() -> None:

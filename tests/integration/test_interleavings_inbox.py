@@ -418,7 +418,7 @@ async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = N
         ask=lambda run, kind, reason: heard.append((run, kind, reason)),
         sorted_some=lambda: looks.append(None),
         has_mail=lambda: None,
-        takes=lambda *_: True,
+        takes=_everything,
     )
     try:
         letters = await courier.sort_all()
@@ -427,3 +427,7 @@ async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = N
     # Whoever passed over runs with unsorted letters must look again, and nobody else.
     assert bool(looks) == bool(letters)
     return letters
+
+
+def _everything(queue: str, workflow: str) -> bool:  # noqa: ARG001  # as the courier asks
+    return True
