@@ -1,5 +1,5 @@
 """
-kedge's client: starts runs, in your own transaction if you like, and reads what became of them.
+kedge's client: starts runs, in your own transaction if you like, speaks to them, and reads what became of them.
 
 Also has the public names of `kedge`, so that one import does.
 """

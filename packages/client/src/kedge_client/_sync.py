@@ -31,7 +31,7 @@ Out = TypeVar("Out")
 
 class Client(SyncControl, SyncSeeing):
     """
-    Starts runs and reads what became of them. Safe in threads and after a fork; its twin is `AsyncClient`.
+    Starts runs, speaks to them, reads what became of them. Safe in threads and after a fork; its twin is `AsyncClient`.
 
     `Client(pool)` borrows connections and never opens or closes the pool; `Client.connect()` has its own.
     """
@@ -55,7 +55,7 @@ class Client(SyncControl, SyncSeeing):
             schema: Of kedge's tables; KEDGE_SCHEMA, else "kedge".
             timeout: How long a call may wait for an answer of the database, before it is tried again or given up.
             listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler.
-            wake: Whether starts wake a sleeping worker; else it finds them at its next poll.
+            wake: Whether starts and letters wake a sleeping worker; else it finds them at its next poll.
         """
         settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake)
         self._core = SyncCore(LentSyncConnections(pool, settings.schema), settings)
@@ -83,7 +83,7 @@ class Client(SyncControl, SyncSeeing):
             timeout: How long a statement may take (statement_timeout); two seconds later the socket is closed.
             listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler:
                 then nothing is prepared either, and no option is set.
-            wake: Whether starts wake a sleeping worker; else it finds them at its next poll.
+            wake: Whether starts and letters wake a sleeping worker; else it finds them at its next poll.
 
         Raises:
             UsageError: The DSN cannot be read, or an option is out of range.
