@@ -31,7 +31,7 @@ Out = TypeVar("Out")
 
 class AsyncClient(AsyncControl, AsyncSeeing):
     """
-    Starts runs, speaks to them, reads what became of them. Belongs to the event loop of its first use; its twin is `Client`.
+    Starts runs, speaks to them, reads what became of them. Belongs to the loop of its first use; its twin is `Client`.
 
     `AsyncClient(pool)` borrows connections and never opens or closes the pool; `AsyncClient.connect()` has its own.
     """
