@@ -133,6 +133,15 @@ def test_the_meta_of_a_run_is_read_as_ever() -> None:
     )
 
 
+def test_the_meta_of_a_rerun_is_read_as_ever() -> None:
+    origin = "0198c0de-0000-7000-8000-000000000000"
+    alone = b'\x01{"origin":"' + origin.encode() + b'"}'
+    behind = b'\x01{"metadata":{"a":1},"asked":["queue"],"origin":"' + origin.encode() + b'"}'
+
+    assert RunMeta.decode(alone) == RunMeta(origin=origin)
+    assert RunMeta.decode(behind) == RunMeta({"a": 1}, asked=("queue",), origin=origin)
+
+
 STORED_ERROR = (
     b'\x01{"kind":"tests.contract.test_wire_golden.CardDeclined","message":"code=\'expired\'","key":"charge",'
     b'"attempt":2,"traceback":"  File \\"shop.py\\", line 1, in charge\\n","cause":{"kind":"builtins.OSError",'

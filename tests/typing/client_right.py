@@ -113,6 +113,11 @@ def sync(client: Client, conn: psycopg.Connection, pool: psycopg_pool.Connection
     assert_type(run.pause(reason="a look"), RunStatus)
     assert_type(run.resume(), RunStatus)
     assert_type(run.retry(), RunStatus)
+    assert_type(run.rerun_from("charge"), RunHandle[Receipt])
+    assert_type(run.rerun_from("charge#2", conn=conn).result(), Receipt)
+    assert_type(client.rerun_from(run, "charge"), RunHandle[Any])
+    assert_type(client.rerun_from(run_id, "charge", conn=conn), RunHandle[Any])
+    assert_type(client.get(run).origin, UUID | None)
     assert_type(run.fast_forward(Receipt("c"), wait="settled"), bool)
 
     # What returns more may stand where less is asked for.
@@ -155,5 +160,7 @@ async def asynchronous(
     assert_type(await run.pause(), RunStatus)
     assert_type(await run.resume(conn=conn), RunStatus)
     assert_type(await run.retry(), RunStatus)
+    assert_type(await run.rerun_from("charge", conn=conn), AsyncRunHandle[Receipt])
+    assert_type(await client.rerun_from(run, "charge"), AsyncRunHandle[Any])
     assert_type(await run.fast_forward(), bool)
     await client.aclose()

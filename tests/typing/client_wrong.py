@@ -88,6 +88,10 @@ def letters(client: Client, run: RunHandle[Receipt], other: psycopg.AsyncConnect
     client.fast_forward(run, 1, "settled")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.cancel(run, cascade="all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     run.cancel("no stock")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.rerun_from(run)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    client.rerun_from(run, 3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    run.rerun_from(step_id="charge")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    run.rerun_from("charge", conn=other)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
 def frozen(view: RunView, run: RunHandle[Receipt]) -> None:

@@ -16,6 +16,7 @@ from kedge import (
     Retry,
     RetryAfter,
     RunRequest,
+    Singleton,
     WorkflowRef,
 )
 
@@ -86,7 +87,6 @@ assert_type(address({"street": "Am Kai", "zip": 20457}), RunRequest[bool])
 full = process(
     order,
     key="order:1",
-    on_conflict="return_any_input",
     resource="customer-7",
     queue="fast",
     priority=10,
@@ -97,7 +97,14 @@ full = process(
     metadata={"source": "shop", "lines": [1, 2]},
     singleton="cancel_old",
 )
+assert_type(process(order, key="order:1", on_conflict="return_any_input"), RunRequest[Receipt])
 assert_type(full.with_options(start_at=datetime(2026, 1, 1, tzinfo=UTC), key=None), RunRequest[Receipt])
+assert_type(full.with_options(singleton="raise"), RunRequest[Receipt])
+assert_type(process(order, singleton="return", key=None), RunRequest[Receipt])
+assert_type(process(order, timeout=None), RunRequest[Receipt])
+assert_type(process(order, timeout=90, retry=Retry.NEVER), RunRequest[Receipt])
+policy: Singleton = "cancel_old"
+assert_type(process(order, singleton=policy), RunRequest[Receipt])
 assert_type(full.workflow, str)
 assert_type(full.input, object)
 assert_type(process.decode_output(b"\x01"), Receipt)
