@@ -89,8 +89,8 @@ class AsyncControl:
         """
         Ask that a run be held until it is resumed, and return its status as it was when asked. Repeats are harmless.
 
-        One that is executed is held when its worker has stopped it: its running steps are cancelled and run again
-        later. Meanwhile events are kept for it; a timer that is over, or an event, does not let it go on.
+        One that is executed is held when the steps under way have ended, and begins no other one. Events are kept for
+        it meanwhile and its time runs, but neither lets it go on.
 
         Args:
             run: A handle, a view or an id.
