@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import secrets
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 from kedge.errors import InvalidOptionError, PayloadError
@@ -32,7 +35,8 @@ class RunLog:
     Lines that are kept with the run, at most a thousand of them, for `client.watch`; each also goes to the logger
     `kedge.run`, whose records have `run_id`, `workflow`, `attempt` and `fields` as extra.
 
-    They are written at once, not with the next outcome: after a crash what came behind the last outcome is said again.
+    They are written at once, not with the next outcome. What stands behind the last outcome is executed again when the
+    run goes on: the logger hears it again, with the run it is kept once.
     """
 
     __slots__ = ("_execution",)
@@ -45,7 +49,7 @@ class RunLog:
         Keep a line.
 
         Args:
-            level: `debug`, `info`, `warning` or `error`. What is below info is only kept if the logger is enabled for it.
+            level: `debug`, `info`, `warning` or `error`. Debug is only kept if the logger is enabled for it.
             message: Up to 4,000 characters are kept; nothing in it is replaced by anything.
             fields: What JSON holds, 16 KiB at most; what cannot be kept is said to be so.
 
@@ -75,6 +79,7 @@ class RunLog:
 
     def _write(self, level: int, message: str, fields: Mapping[str, object]) -> None:
         execution = self._execution
+        number = _place(execution)
         if execution.replaying or execution.closed:
             return
         enabled = _log.isEnabledFor(level)
@@ -84,7 +89,7 @@ class RunLog:
             _log.log(level, "%s", message, extra={**run, "fields": dict(fields)}, stacklevel=3)
         if enabled or level >= logging.INFO:
             text, data = clean_text(message, limit=MAX_MESSAGE_CHARACTERS), _payload(fields)
-            execution.in_loop(lambda: _keep(execution, level, text, data))
+            execution.in_loop(lambda: _keep(execution, number, level, text, data))
 
 
 def clean_text(text: object, *, limit: int) -> str:
@@ -101,7 +106,20 @@ def _payload(fields: Mapping[str, object]) -> bytes:
         return encode({"kedge": f"the fields cannot be kept: {error}"[:1000]}, where="fields of a log line")
 
 
-def _keep(execution: Execution, level: int, text: str, data: bytes) -> None:
+def _place(execution: Execution) -> int:
+    """The line's number: the same whenever the handler comes to this line again in one attempt of the run."""
+    try:
+        branch = execution.tasks.by_task.get(asyncio.current_task())
+    except RuntimeError:
+        root = execution.branches.root
+        branch = root if root.task is None else None  # of a sync handler; else a step's body, in a thread
+    if branch is None or branch.busy or branch.run is not execution.branches:
+        return secrets.randbits(63)  # in a step's body, which is not repeated when it is known
+    place = f"{execution.run.claimed.attempt}/{branch.path}/{branch.number('/log')}"
+    return int.from_bytes(blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _keep(execution: Execution, number: int, level: int, text: str, data: bytes) -> None:
     if not execution.moved and not execution.run.lost:
-        run = execution.run
-        execution.journal.add(run, WRITE_LOG, run.take_note(), level, text, data, size=100 + len(text) + len(data))
+        size = 100 + len(text) + len(data)
+        execution.journal.add(execution.run, WRITE_LOG, number, level, text, data, size=size)

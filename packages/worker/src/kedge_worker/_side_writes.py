@@ -33,6 +33,37 @@ def _chars(items: Sequence[str]) -> bytes:
     return _binary.chars([item.encode() for item in items])
 
 
+# seq of the parent's row, key of its wait, child's id, workflow, queue, priority, input, meta, resource, due_at,
+# delay_s, timeout_s, tags; dependent, watched
+START_CHILDREN: Final = SideWrite(
+    "START_CHILDREN",
+    _statements.START_CHILDREN,
+    (
+        _binary.ints,
+        _binary.texts,
+        _binary.uuids,
+        _binary.texts,
+        _binary.texts,
+        _binary.ints,
+        _binary.byteas,
+        _binary.byteas,
+        _binary.texts,
+        _binary.timestamps,
+        _binary.optional_floats,
+        _binary.optional_floats,
+        _binary.texts,
+        _binary.bools,
+        _binary.bools,
+    ),
+)
+
+
+def started_lane(values: tuple[Any, ...]) -> tuple[str, str] | None:
+    """Of an entry of START_CHILDREN: where (queue, workflow) the child can be claimed; None: not before its time."""
+    workflow, queue, due_at, delay_s = values[3], values[4], values[9], values[10]
+    return None if due_at is not None or delay_s else (queue, workflow)
+
+
 OPEN_WAITS: Final = SideWrite(
     "OPEN_WAITS",
     _statements.OPEN_WAITS,
@@ -74,10 +105,11 @@ SET_PROGRESS: Final = SideWrite(
 SET_METADATA: Final = SideWrite("SET_METADATA", _statements.SET_METADATA, (_binary.byteas,))
 # n, level, message, fields
 WRITE_LOG: Final = SideWrite(
-    "WRITE_LOG", _statements.WRITE_LOG, (_binary.ints, _binary.ints, _binary.texts, _binary.byteas)
+    "WRITE_LOG", _statements.WRITE_LOG, (_binary.bigints, _binary.ints, _binary.texts, _binary.byteas)
 )
 
 SIDE_WRITES: Final = (
+    START_CHILDREN,
     OPEN_WAITS,
     CLOSE_WAITS,
     CONSUME_MAIL,

@@ -149,6 +149,13 @@ END: Final = """
 
 # ---- what a flush writes beside rows and moves: $2 runs, $3 epochs, then its own columns --------------------------
 
+START_CHILDREN: Final = """
+    select kedge.start_children(
+        $1::uuid, $2::uuid[], $3::int[], $4::int[], $5::text[], $6::uuid[], $7::text[], $8::text[], $9::int[],
+        $10::bytea[], $11::bytea[], $12::text[], $13::timestamptz[], $14::float8[], $15::float8[], $16::text[],
+        $17::bool[], $18::bool[])
+"""
+
 # A wait that begins, or whose next check or attempt is planned: that one has a higher number. A repeat moves nothing.
 OPEN_WAITS: Final = """
     insert into kedge.waits (run_id, opened_at, due_at, until_at, attempt, need, kind, key, slot, group_key, state)
@@ -304,6 +311,27 @@ LOCK_RUN: Final = """
 
 SETTLE_TRANSACTION: Final = "select epoch from kedge.journal where run_id = %(run)s and seq = %(seq)s"
 
+# ---- a child with a key or singleton ------------------------------------------------------------------------------
+
+# The exit door must know before there is a child that depends on its parent. A statement of its own: the start may wait
+# for a caller's transaction, and the parent's row must not be locked meanwhile.
+MIND_DEPENDENT: Final = """
+    update kedge.runs set has_dependents = true
+     where id = %(parent)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s and not has_dependents
+"""
+
+# No row: somebody else owns the parent.
+START_ALONE: Final = """
+    select s.run_id, s.created, s.status, s.conflict
+      from (select r.id from kedge.runs r
+             where r.id = %(parent)s and r.epoch = %(epoch)s and r.worker_id is not distinct from %(worker)s
+             offset 0) fence
+     cross join lateral kedge.start_run_v1(
+           %(id)s, %(workflow)s, %(queue)s, %(priority)s, %(input)s, %(meta)s, %(key)s, %(key_hash)s, %(on_conflict)s,
+           %(resource)s, %(delay_s)s, %(start_at)s, %(tags)s, false, %(timeout_s)s, %(singleton)s, fence.id,
+           %(is_dependent)s) s
+"""
+
 # ---- sleep and wake -----------------------------------------------------------------------------------------------
 
 GO_IDLE: Final = """
@@ -402,27 +430,28 @@ SET_METADATA: Final = """
     on conflict (run_id) do update set metadata = excluded.metadata
 """
 
-# n (number of the note within the epoch), level, message, fields (a payload; empty: none). Of a run a thousand lines are
-# kept; the next one says so in its place, and what follows is dropped. A repeat of the flush writes nothing twice, and
-# counts nothing twice.
+# n (the place in the handler's way), level, message, fields (a payload; empty: none). Of a run a thousand lines
+# are kept; the next one says so in its place, and what follows is dropped. They are counted once a run and flush. A
+# repeat of the flush writes nothing twice, and counts nothing twice.
 WRITE_LOG: Final = """
     insert into kedge.run_log (run_id, at, epoch, n, level, kind, message, fields)
     select x.run_id, kedge.instant(), x.epoch, x.n,
            case when x.line <= 1000 then x.level else 30 end, 'l',
            case when x.line <= 1000 then x.message else 'the log is full: of a run 1,000 lines are kept' end,
            case when x.line <= 1000 then x.fields else '' end
-      from (select x.*, before.lines + row_number() over (partition by x.run_id order by x.place) as line
-              from unnest($2::uuid[], $3::int[], $4::int[], $5::int[], $6::text[], $7::bytea[])
-                   with ordinality as x(run_id, epoch, n, level, message, fields, place)
-             cross join lateral (
-                   select 1 from kedge.runs r
-                    where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid
-                   offset 0) fence
-             cross join lateral (
-                   select count(*) as lines from (
-                       select 1 from kedge.run_log l where l.run_id = x.run_id and l.kind = 'l' limit 1001) l) before
-             where not exists (select 1 from kedge.run_log l
-                                where l.run_id = x.run_id and l.epoch = x.epoch and l.n = x.n offset 0)) x
+      from (select x.*, x.nth + max(case when x.nth = 1 then (
+                       select count(*) from (
+                           select 1 from kedge.run_log l where l.run_id = x.run_id and l.kind = 'l' limit 1001) l) end)
+                   over (partition by x.run_id) as line
+              from (select x.*, row_number() over (partition by x.run_id order by x.place) as nth
+                      from unnest($2::uuid[], $3::int[], $4::bigint[], $5::int[], $6::text[], $7::bytea[])
+                           with ordinality as x(run_id, epoch, n, level, message, fields, place)
+                     cross join lateral (
+                           select 1 from kedge.runs r
+                            where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid
+                           offset 0) fence
+                     where not exists (select 1 from kedge.run_log l
+                                        where l.run_id = x.run_id and l.n = x.n offset 0)) x) x
      where x.line <= 1001
      order by x.place
     on conflict do nothing

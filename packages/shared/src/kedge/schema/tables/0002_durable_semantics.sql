@@ -116,13 +116,13 @@ create table kedge.run_log (
     id      bigint      not null default nextval('kedge.run_log_id'),
     at      timestamptz not null,
     epoch   int         not null,
-    n       int,                           -- as in failures; null: the engine's
+    n       bigint,                        -- made of the line's place in the handler's way: a replay says it once; null: the engine's
     level   smallint    not null,          -- 10 debug, 20 info, 30 warning, 40 error
     kind    "char"      not null,          -- l, n
     message text        not null,
     fields  bytea       not null,
     primary key (run_id, id),
-    unique (run_id, epoch, n)
+    unique (run_id, n)
 );
 
 create table kedge.progress (
