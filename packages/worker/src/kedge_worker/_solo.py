@@ -32,6 +32,8 @@ _PATIENCE_S: Final = 3.0
 _MAX_FAILED_STARTS: Final = 3
 _START_S: Final = 60.0
 _UNWINDING_S: Final = 15.0
+# Without its row it can write nothing any more.
+_LOST_S: Final = 5.0
 
 
 class Target(NamedTuple):
@@ -129,6 +131,8 @@ class Solo:
         self._work_alone = work_alone
         self._crashed = crashed
         self._child: Child | None = None
+        self.orphan: UUID | None = None
+        """A child that was stopped while the database was away: to be abandoned by the next life."""
         self._failed_starts = 0
         self._bell = asyncio.Event()
 
@@ -166,8 +170,10 @@ class Solo:
             child.ask_to_end()
             await child.ended(grace_s, hurry=hurry)
         child.let_go()
-        await self._end(child)
+        self.orphan = child.worker_id
+        await self._end(child, _UNWINDING_S)
         await self._store.abandon(child.worker_id)
+        self.orphan = None
 
     async def _execute(self) -> None:
         if self._target is None or self._failed_starts >= _MAX_FAILED_STARTS:
@@ -192,14 +198,14 @@ class Solo:
                 _log.warning("solo: %s", error)
                 continue
             if not stands and (child.has_begun or starting_s < 0):
-                await self._end(child)
+                await self._end(child, _LOST_S)
                 return
             child.has_begun |= stands
 
-    async def _end(self, child: Child) -> None:
-        if not await child.ended(_UNWINDING_S):
+    async def _end(self, child: Child, within_s: float) -> None:
+        if not await child.ended(within_s):
             child.kill()
-            await child.ended(_UNWINDING_S)
+            await child.ended(within_s)
 
     async def _settle(self, child: Child) -> None:
         """Free what a child has held that has ended; repeated until the database is there."""
@@ -214,13 +220,13 @@ class Solo:
                 await asyncio.sleep(1)
         if has_died:
             _log.error("solo: process %d died with a run: exit code %s", child.pid, child.code)
+            self._failed_starts = 0
             self._crashed()
         elif child.code != 0 and not child.has_begun:
             self._failed_starts += 1
             _log.error("solo: process %d did not come to work: exit code %s", child.pid, child.code)
-            await asyncio.sleep(self._failed_starts)
-            return
-        self._failed_starts = 0
+        else:
+            self._failed_starts = 0
 
     async def _free(self, child: Child) -> bool:
         """Let its lease be over; answers whether it has died with it."""

@@ -64,7 +64,7 @@ class Sweeper:
                 async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
                     await self._bell.wait()
             self._bell.clear()
-            for duty in (self._take_back, self._forget):
+            for duty in (self._take_back, self.expire, self._forget):
                 try:
                     await duty()
                 except PostgresError as error:

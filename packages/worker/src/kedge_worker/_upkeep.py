@@ -16,7 +16,7 @@ HAS_SOLO_RUNS: Final = """
                 union all
                 (select 1 from kedge.runs r
                   where r.state = 'w' and r.due_at is not null and r.queue >= '!solo ' and r.queue < '!solo!'
-                  limit 1)) some
+                  limit 1)) found
          cross join unnest(%(queues)s::text[]) as q
          cross join unnest(%(workflows)s::text[]) as w
          cross join lateral (
