@@ -114,6 +114,25 @@ def fill(conn: psycopg.Connection) -> None:
     _execute(
         conn,
         "waiting",
+        WAITING,
+        """insert into kedge.failures (run_id, at, epoch, attempt, took_ms, kind, key, error)
+           select {id}, now(), 1, m, 1, 's', 'a', '\\x'
+             from generate_series(1, {count}) as n, generate_series(1, 2) as m""",
+    )
+    for statement in (
+        "insert into kedge.progress (run_id, at, done) select {id}, now(), 1 from generate_series(1, {count}) as n",
+        "insert into kedge.run_metadata (run_id, metadata) select {id}, '' from generate_series(1, {count}) as n",
+    ):
+        _execute(conn, "waiting", WAITING, statement)
+    _execute(
+        conn,
+        "waiting",
+        WATCHERS,
+        "insert into kedge.observers (run_id, channel) select {id}, 'a_client' from generate_series(1, {count}) as n",
+    )
+    _execute(
+        conn,
+        "waiting",
         WATCHERS,
         "insert into kedge.watchers (run_id, channel) select {id}, 'a_client' from generate_series(1, {count}) as n",
     )

@@ -22,13 +22,17 @@ GROWING: Final = frozenset(
         "waits",
         "events",
         "run_log",
+        "failures",
+        "progress",
+        "run_metadata",
+        "observers",
     )
 )
 """`workers` and `idle` have as many rows as there are processes: any plan is good there."""
 
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _NAMED: Final = re.compile(r"%\((\w+)\)s")
-_END: Final = re.compile(r";|\n\s*loop\n")
+_END: Final = re.compile(r";\s*\n|\n\s*loop\n")
 _INTO: Final = re.compile(r"\binto v_\w+(?:, v_\w+)*")
 
 

@@ -6,7 +6,7 @@ create or replace function kedge.progress_v1(p_run uuid, p_resource text)
 returns table (
     status text, reason text, since timestamptz, is_said boolean, at timestamptz, done bigint, total bigint,
     percent double precision, message text, steps int, declared int, learned int)
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
     v_workflow text;
@@ -31,10 +31,13 @@ begin
          where j.run_id = p_run and j.seq > 0 and j.kind in ('s', 't', 'e', 'd', 'p', 'u', 'c');
         select d.total_steps into declared from kedge.definitions d where d.workflow = v_workflow;
         if declared is null then
+            -- A range and not "=": else the order would be that of the ids alone, which another index has for all
+            -- workflows together.
             select e.id into v_model
               from (select f.id, f.status, f.ended_at from kedge.finished f
-                     where f.workflow = v_workflow and f.id <> p_run order by f.id desc limit 100) e
-             where e.status = 'c' and e.ended_at <= coalesce(v_started, kedge.clock()) order by e.id desc limit 1;
+                     where f.workflow between v_workflow and v_workflow and f.id <> p_run
+                     order by f.workflow desc, f.id desc limit 100) e
+             where e.status = 'c' and e.ended_at <= coalesce(v_started, kedge.clock()) limit 1;
             select count(*)::int into learned from kedge.journal j
              where j.run_id = v_model and j.seq > 0 and j.kind in ('s', 't', 'e', 'd', 'p', 'u', 'c');
         end if;
