@@ -218,8 +218,21 @@ async def test_what_is_no_request_is_refused(twin: Twin, offline: AnyClient, ask
             await entry()
 
 
-@pytest.mark.parametrize("options", [{"timeout": "1h"}, {"timeout": None}, {"singleton": "raise"}], ids=ascii)
-async def test_options_of_later_releases_are_refused_and_not_dropped(
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": 0},
+        {"timeout": "soon"},
+        {"timeout": "11 years"},
+        {"retry": 3},
+        {"singleton": "replace"},
+        {"singleton": None},
+        {"singleton": "raise", "on_conflict": "return"},
+        {"singleton": "raise", "key": ""},
+    ],
+    ids=ascii,
+)
+async def test_timeouts_policies_and_singletons_that_make_no_sense_are_refused(
     twin: Twin, offline: AnyClient, options: Any
 ) -> None:
     with pytest.raises(UsageError):
