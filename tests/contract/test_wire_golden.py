@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from kedge import DomainError, ErrorInfo, EventRef, Retry, WorkflowRef
+from kedge.definitions import DefinitionTerms
 from kedge.failures import decode_error, domain_error, encode_error
 from kedge.hashes import fingerprint, input_hash
 from kedge.ids import run_id_time
@@ -131,6 +132,25 @@ def test_the_meta_of_a_run_is_read_as_ever() -> None:
     assert RunMeta.decode(stored) == RunMeta(
         {}, 90.0, RetryTerms(3, 1.0, 2.0, 60.0, jitter=False), ("retry", "timeout")
     )
+
+
+DEFINITIONS: list[tuple[DefinitionTerms, bytes]] = [
+    (DefinitionTerms(), b""),
+    (DefinitionTerms(timeout_s=None), b'\x01{"timeout_s":null}'),
+    (
+        DefinitionTerms(timeout_s=90.0, retry=RetryTerms(3, 1.0, 2.0, 60.0, jitter=False)),
+        (
+            b'\x01{"timeout_s":90.0,"retry":{"max_attempts":3,"initial_s":1.0,"factor":2.0,"maximum_s":60.0,'
+            b'"jitter":false}}'
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("terms", "stored"), DEFINITIONS, ids=range(len(DEFINITIONS)))
+def test_the_options_of_a_definition_are_written_and_read_as_ever(terms: DefinitionTerms, stored: bytes) -> None:
+    assert terms.encode() == stored
+    assert DefinitionTerms.decode(stored) == terms
 
 
 def test_the_meta_of_a_rerun_is_read_as_ever() -> None:

@@ -14,15 +14,19 @@ import psycopg_pool
 from kedge_client import (
     AsyncClient,
     AsyncRunHandle,
+    AttemptView,
     Client,
     Delivery,
     EventRef,
     Page,
+    Progress,
+    RunEvent,
     RunHandle,
     RunStatus,
     RunView,
     StartStatement,
     StepView,
+    WaitView,
     WorkflowRef,
 )
 
@@ -89,6 +93,13 @@ def sync(client: Client, conn: psycopg.Connection, pool: psycopg_pool.Connection
     client.get("0198c0de-0000-7000-8000-000000000000")
     assert_type(client.last(process, resource="customer-7"), RunView | None)
     assert_type(client.steps(run), list[StepView])
+    assert_type(client.progress(run).percent, float | None)
+    assert_type(client.watch(run, after=7), Iterator[RunEvent])
+    for event in client.watch(str(run.id)):
+        assert_type(event.step, StepView | None)
+        assert_type(event.progress, Progress | None)
+    assert_type(view.waits, tuple[WaitView, ...])
+    assert_type(view.attempts, tuple[AttemptView, ...])
     assert_type(client.list_runs(workflow=process, status=["failed", "cancelled"], parent=run, limit=10), Page[RunView])
     assert_type(
         client.list_runs(workflow="process", status="failed", tag="t", since=datetime.now(UTC)).items[0], RunView
@@ -147,6 +158,9 @@ async def asynchronous(
     assert_type(await client.get(run), RunView)
     assert_type(await client.last(process), RunView | None)
     assert_type(await client.steps(run), list[StepView])
+    assert_type(await client.progress(run), Progress)
+    async for event in client.watch(run):
+        assert_type(event, RunEvent)
     assert_type(await client.list_runs(), Page[RunView])
     assert_type(client.iter_runs(tag="t"), AsyncIterator[RunView])
     assert_type(await client.count_runs(workflow=process), int)
