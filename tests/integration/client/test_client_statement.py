@@ -28,6 +28,7 @@ FULL = PROCESS(
     ORDER, key="k", resource="r", queue="q", priority=2, start_at=LATER, tags=["a", "b"], metadata={"ü": None}
 )
 BARE = PROCESS(ORDER)
+SINGLE = PROCESS(ORDER, singleton="cancel_old", timeout=None)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def engine(database_url: str) -> Generator[sqlalchemy.Engine]:
     made.dispose()
 
 
-@pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("asked", [FULL, BARE, SINGLE], ids=["full", "bare", "singleton"])
 def test_a_session_of_sqlalchemy_starts_a_run_when_it_commits(
     client: Client, engine: sqlalchemy.Engine, asked: Any
 ) -> None:
@@ -106,7 +107,7 @@ async def async_engine(database_url: str) -> AsyncGenerator[AsyncEngine]:
     await made.dispose()
 
 
-@pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("asked", [FULL, BARE, SINGLE], ids=["full", "bare", "singleton"])
 async def test_sqlalchemy_on_asyncpg_starts_a_run_when_it_commits(
     client: Client, async_engine: AsyncEngine, asked: Any
 ) -> None:
@@ -140,7 +141,7 @@ async def connect_asyncpg(database_url: str) -> Any:
     return await untyped.connect(database_url)
 
 
-@pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("asked", [FULL, BARE, SINGLE], ids=["full", "bare", "singleton"])
 async def test_asyncpg_starts_a_run_when_it_commits(client: Client, database_url: str, asked: Any) -> None:
     statement = client.start_statement(asked)
     sql, values = statement.asyncpg()
@@ -215,7 +216,7 @@ def django_block() -> Generator[Any]:
         yield cursor
 
 
-@pytest.mark.parametrize("asked", [FULL, BARE], ids=["full", "bare"])
+@pytest.mark.parametrize("asked", [FULL, BARE, SINGLE], ids=["full", "bare", "singleton"])
 def test_django_starts_a_run_when_its_block_ends_well(client: Client, database_url: str, asked: Any) -> None:
     statement = client.start_statement(asked)
     with django_database(database_url), django_block() as cursor:
@@ -271,6 +272,18 @@ def test_a_taken_key_fails_the_statement_with_a_state_of_its_own(
         conn.execute(sql.encode(), values)
 
     assert caught.value.sqlstate == sqlstate
+
+
+def test_a_singleton_that_is_active_fails_the_statement_with_a_state_of_its_own(
+    client: Client, conn: psycopg.Connection
+) -> None:
+    client.start(PROCESS(ORDER, singleton="raise"))
+    sql, values = client.start_statement(PROCESS(ORDER, singleton="raise")).psycopg()
+
+    with pytest.raises(psycopg.Error) as caught:
+        conn.execute(sql.encode(), values)
+
+    assert caught.value.sqlstate == "KE010"
 
 
 def test_the_handle_of_a_statement_waits_for_the_run_that_holds_its_key(
