@@ -4,6 +4,7 @@ from collections.abc import Generator
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from kedge import EventRef, InvalidOptionError
@@ -145,3 +146,25 @@ async def test_a_send_to_a_run_that_is_gone_is_dropped_and_the_sender_goes_on(pl
 
     assert run.result(timeout=0) == "sent"
     assert play.rows("select count(*) from kedge.inbox") == [(0,)]
+
+
+async def test_a_flush_does_not_wait_for_a_caller_who_has_sent_the_same_event_and_not_committed(play: Stage) -> None:
+    async def collector(ctx: Context) -> str:
+        return await ctx.wait_for("one", greeting)
+
+    async def sender(ctx: Context) -> None:
+        target = await ctx.wait_for("who", EventRef("who", str))
+        await ctx.send("greet", greeting("from a run", key="k"), run=target)
+
+    (collect, made_collector), (send, made_sender) = handled(collector, name="collect"), handled(sender, name="send")
+    play.cast(made_collector, made_sender)
+    collecting = await play.play(collect())
+    sending = await play.play(send())
+    with psycopg.connect(play.url) as open_transaction:
+        play.client.send(greeting("from outside", key="k"), run=collecting, conn=open_transaction)
+        sending.send(EventRef("who", str)(str(collecting.id)))
+        await play.go_on()
+        assert collecting.result(timeout=0) == "from a run"
+        open_transaction.rollback()
+
+    assert sending.status() == "completed"

@@ -18,7 +18,7 @@ def event_letter(
     sender: UUID, key: str, message: object, *, run: object, topic: object
 ) -> tuple[tuple[object, ...], int]:
     """
-    The columns of a letter (kind, to whom, id, slot, payload, sender) and its size; the same whenever it is made again.
+    The columns of a letter (kind, to whom, id, slot, payload, sender, event_id) and its size; the same whenever it is made again.
 
     Raises:
         InvalidOptionError: Neither or both of run and topic are given, it is no id of a run, or no message.
@@ -37,5 +37,6 @@ def event_letter(
             raise InvalidOptionError(f"send: run={shown(run)}: give the id of a run")
         to = parse_run_id(run)
         kind, recipient, slot = "e", to.bytes, event_slot(message.event)
-    letter_id = uuid5(sender, key) if message.key is None else keyed_letter_id(to, message.event, message.key)
-    return (kind, recipient, letter_id.bytes, slot, message.payload, None), 200 + len(message.payload)
+    event_id = None if message.key is None else keyed_letter_id(to, message.event, message.key).bytes
+    letter = (kind, recipient, uuid5(sender, key).bytes, slot, message.payload, None, event_id)
+    return letter, 200 + len(message.payload)

@@ -83,11 +83,19 @@ OPEN_WAITS: Final = SideWrite(
 )
 CLOSE_WAITS: Final = SideWrite("CLOSE_WAITS", _statements.CLOSE_WAITS, (_binary.texts,))
 CONSUME_MAIL: Final = SideWrite("CONSUME_MAIL", _statements.CONSUME_MAIL, (_binary.ints, _binary.uuids))
-# kind, to whom, id, slot, payload, sender
+# kind, to whom, id, slot, payload, sender, event_id
 SEND_LETTERS: Final = SideWrite(
     "SEND_LETTERS",
     _statements.SEND_LETTERS,
-    (_chars, _binary.uuids, _binary.uuids, _binary.texts, _binary.byteas, _binary.optional_uuids),
+    (
+        _chars,
+        _binary.uuids,
+        _binary.uuids,
+        _binary.texts,
+        _binary.byteas,
+        _binary.optional_uuids,
+        _binary.optional_uuids,
+    ),
 )
 # n, attempt, took_ms, kind, key, error
 KEEP_FAILURES: Final = SideWrite(

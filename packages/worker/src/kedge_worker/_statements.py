@@ -201,11 +201,14 @@ CONSUME_MAIL: Final = """
      where e.ctid = m.ctid and e.consumed_seq is null
 """
 
+# The id of a letter is this run's own: a flush must not wait for a caller who has sent the same event and not committed
+# yet. What the recipient knows a repeat by is event_id.
 SEND_LETTERS: Final = """
-    insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload, sender)
-    select x.recipient, x.id, kedge.instant(), x.kind, x.slot, x.payload, x.sender
-      from unnest($2::uuid[], $3::int[], $4::"char"[], $5::uuid[], $6::uuid[], $7::text[], $8::bytea[], $9::uuid[])
-           as x(run_id, epoch, kind, recipient, id, slot, payload, sender)
+    insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload, sender, event_id)
+    select x.recipient, x.id, kedge.instant(), x.kind, x.slot, x.payload, x.sender, x.event_id
+      from unnest($2::uuid[], $3::int[], $4::"char"[], $5::uuid[], $6::uuid[], $7::text[], $8::bytea[], $9::uuid[],
+                  $10::uuid[])
+           as x(run_id, epoch, kind, recipient, id, slot, payload, sender, event_id)
      cross join lateral (
            select 1 from kedge.runs r
             where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
@@ -279,9 +282,9 @@ SETTLE_RUNS: Final = """
 
 TAKE_OVER_JOURNAL: Final = "select kedge.take_over_journal($1::uuid, $2::int, $3::timestamptz)"
 
-# This backend's start, and the timeline: another one than before means that a standby was promoted.
+# This backend's start and pid, and the timeline: another one than before means that a standby was promoted.
 SERVER_LIFE: Final = """
-    select a.backend_start, left(pg_walfile_name(pg_current_wal_lsn()), 8)
+    select a.backend_start, left(pg_walfile_name(pg_current_wal_lsn()), 8), a.pid
       from pg_stat_activity a where a.pid = pg_backend_pid()
 """
 

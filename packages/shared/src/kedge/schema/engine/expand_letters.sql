@@ -29,8 +29,8 @@ begin
                 select distinct w.run_id from kedge.waits w
                  where w.slot = v_letter.slot and w.slot >= 't:' and w.slot < 't;' and w.run_id > v_letter.last
                  order by w.run_id limit v_limit);
-            insert into kedge.inbox (seq, run_id, id, sent_at, kind, slot, payload)
-            select v_letter.seq, f, v_letter.id, v_letter.sent_at, 'e', v_letter.slot, v_letter.payload
+            insert into kedge.inbox (seq, run_id, id, sent_at, kind, slot, payload, event_id)
+            select v_letter.seq, f, v_letter.id, v_letter.sent_at, 'e', v_letter.slot, v_letter.payload, v_letter.event_id
               from unnest(v_found) as f
             on conflict do nothing;
         else

@@ -49,7 +49,7 @@ begin
     if v_kinds && '{e,c}' then
         with put as (
             insert into kedge.events (run_id, id, seq, at, slot, payload)
-            select i.run_id, i.id, i.seq, i.sent_at, i.slot, coalesce(i.payload, '')
+            select i.run_id, coalesce(i.event_id, i.id), i.seq, i.sent_at, i.slot, coalesce(i.payload, '')
               from unnest(v_seqs, v_runs, v_kinds) as b(seq, run_id, kind)
              cross join lateral (
                    select * from kedge.inbox i where i.seq = b.seq and i.run_id = b.run_id offset 0) i

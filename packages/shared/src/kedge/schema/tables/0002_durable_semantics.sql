@@ -28,7 +28,8 @@ alter table kedge.finished
 alter table kedge.inbox
     add column slot    text collate "C",   -- e:name, t:topic<US>name, k:key; of x: 'cascade' or null
     add column payload bytea,
-    add column sender  uuid;               -- of w: the run that wants to know; of t: where its expansion stopped
+    add column sender  uuid,               -- of w: the run that wants to know; of t: where its expansion stopped
+    add column event_id uuid;              -- of an event that a run sends: what its repeats are known by, if not by id
 alter table kedge.inbox_failed
     add column slot    text collate "C",
     add column payload bytea,
