@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
 
+from kedge.errors import ErrorInfo
+from kedge.failures import decode_error
 from kedge.refs import WorkflowRef
 from kedge.run_meta import RunMeta
 from kedge_worker._executor import Executor
@@ -316,3 +318,25 @@ class Lives:
 
     def _count(self) -> None:
         self.freed += 1
+
+
+class Failure(NamedTuple):
+    """A row of failures, as a flush writes it."""
+
+    n: int
+    attempt: int
+    took_ms: int
+    kind: str
+    key: str
+    error: ErrorInfo
+
+
+def failures(journal: MemoryJournal) -> list[Failure]:
+    """What is kept of attempts that were followed by others."""
+    entries = [values for name, _, values in journal.sides if name == "KEEP_FAILURES"]
+    return [Failure(n, attempt, ms, kind, key, decode_error(error)) for n, attempt, ms, kind, key, error in entries]
+
+
+def sides(journal: MemoryJournal) -> list[str]:
+    """Which side writes there were, in order."""
+    return [name for name, _, _ in journal.sides]

@@ -31,7 +31,7 @@ The tree of exceptions: callers tell failures apart by type, and find ids as att
     |  `- ResultTimeoutError (TimeoutError)  not ended yet; the run goes on
     |- StepError                             .run_id .key .error; raised into handlers, the same on replay
     |  |- StepFailedError                    budget used up or given up; .error.kind is the user's type
-    |  |  `- StepTimedOutError               the last attempt ran into the step's timeout
+    |  |  `- StepTimedOutError (TimeoutError) the last attempt ran into the step's timeout
     |  |- WaitTimeoutError (TimeoutError)    poll: time or attempts were up
     |  |  `- EventTimeoutError               wait_for: no event in time
     |  |- ChildFailedError                   .child_id
@@ -393,7 +393,7 @@ class StepFailedError(StepError):
         return f"step {self.key!r} of run {self.run_id} failed{attempts}: {self.error}"
 
 
-class StepTimedOutError(StepFailedError):
+class StepTimedOutError(StepFailedError, TimeoutError):
     """The last attempt of a step ran into its timeout."""
 
 

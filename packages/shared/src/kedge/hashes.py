@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import msgspec
@@ -11,6 +12,7 @@ from kedge.models import dump_model, is_readable, model_schema
 
 HASH_BYTES: Final = 16
 FINGERPRINT_BYTES: Final = 8
+ARGUMENT_BYTES: Final = 8
 
 _encode_canonical: Final = msgspec.json.Encoder(enc_hook=dump_model, order="deterministic").encode
 
@@ -21,6 +23,19 @@ _TEXTS: Final = frozenset({"description", "title", "examples", "$comment"})
 def input_hash(value: object) -> bytes:
     """Hash a parsed input to 16 bytes; keys of objects and members of sets count without their order."""
     return hashlib.blake2b(_encode_canonical(value), digest_size=HASH_BYTES).digest()
+
+
+def argument_hashes(arguments: Iterable[object]) -> tuple[bytes, ...]:
+    """Hash each argument of a step to 8 bytes, as `input_hash` does; to none what cannot be encoded."""
+    return tuple(map(_argument_hash, arguments))
+
+
+def _argument_hash(argument: object) -> bytes:
+    try:
+        text = _encode_canonical(argument)
+    except Exception:  # noqa: BLE001  # a connection, a lock, a cycle: nothing that could be compared
+        return b""
+    return hashlib.blake2b(text, digest_size=ARGUMENT_BYTES).digest()
 
 
 def fingerprint(type_: Any) -> bytes:

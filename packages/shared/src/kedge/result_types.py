@@ -53,6 +53,20 @@ def type_of_result(function: object) -> Any:
     return found
 
 
+def type_of_parameter(function: object, name: str) -> Any:
+    """
+    Find the type that a parameter of a function is annotated with.
+
+    Looks through the same as `type_of_result`, and answers `MISSING` for the same.
+
+    Raises:
+        DefinitionError: The annotation names something that is unknown at run time.
+    """
+    inner = _unwrap(function)
+    hint = MISSING if isinstance(inner, type) else _annotation(inner, name, f"the parameter {name!r}", _LEAVE_OUT)
+    return MISSING if _says_nothing(hint) else hint
+
+
 def check_plain(value: object, *, where: str) -> None:
     """
     Refuse a value without a type to decode it by, unless it comes back equal without one.
@@ -85,6 +99,7 @@ def check_plain(value: object, *, where: str) -> None:
 
 
 _PLAIN: Final = frozenset({str, int, float, bool})
+_LEAVE_OUT: Final = "leave the annotation out"
 _ANNOTATE: Final = "annotate the function's result or give output="
 
 
@@ -111,24 +126,28 @@ def _unwrap(function: Any) -> Any:
 def _result_of(function: Any) -> Any:
     if isinstance(function, type):
         return function
+    hint = _annotation(function, "return", "the result", "give output=")
+    return hint if hint is MISSING else _awaited(hint)
+
+
+def _annotation(function: Any, name: str, what: str, advice: str) -> Any:
     annotations: dict[str, Any] = getattr(function, "__annotations__", {})
-    if "return" not in annotations:
+    if name not in annotations:
         return MISSING
-    # The result's annotation alone: those of the parameters may name what only type checkers import.
-    bare = types.SimpleNamespace(__annotations__={"return": annotations["return"]})
+    # This annotation alone: others may name what only type checkers import.
+    bare = types.SimpleNamespace(__annotations__={name: annotations[name]})
     names: dict[str, Any] = getattr(function, "__globals__", {})
     try:
-        hint = typing.get_type_hints(bare, globalns=names, include_extras=True)["return"]
+        return typing.get_type_hints(bare, globalns=names, include_extras=True)[name]
     except NameError as error:
         raise DefinitionError(
-            f"the result of {_name(function)} is annotated {annotations['return']!r}, but {error}: move its import out "
-            "of `if TYPE_CHECKING:`, its definition out of the function, or give output="
+            f"{what} of {_name(function)} is annotated {annotations[name]!r}, but {error}: move its import out "
+            f"of `if TYPE_CHECKING:`, its definition out of the function, or {advice}"
         ) from error
     except Exception as error:
         raise DefinitionError(
-            f"the annotation {annotations['return']!r} of the result of {_name(function)} cannot be read: {error}"
+            f"the annotation {annotations[name]!r} of {what} of {_name(function)} cannot be read: {error}"
         ) from error
-    return _awaited(hint)
 
 
 def _awaited(hint: Any) -> Any:
@@ -139,9 +158,11 @@ def _awaited(hint: Any) -> Any:
         return _awaited(typing.get_args(hint)[-1])
     if hint in (typing.NoReturn, typing.Never):
         return type(None)
-    if hint is typing.Any or hint is object or _has_variable(hint):
-        return MISSING
-    return hint
+    return MISSING if _says_nothing(hint) else hint
+
+
+def _says_nothing(hint: Any) -> bool:
+    return hint is typing.Any or hint is object or _has_variable(hint)
 
 
 def _has_variable(hint: Any) -> bool:

@@ -70,6 +70,7 @@ from kedge import (
 )
 from kedge_worker._context import Context
 from kedge_worker._definitions import step
+from kedge_worker._not_yet import NotYet
 from kedge_worker._sync_context import SyncContext
 from kedge_worker._worker import Worker
 from kedge_worker._workflows import Workflow, workflow
@@ -101,6 +102,7 @@ __all__ = [
     "NonRetryable",
     "NotDecodableError",
     "NotEncodableError",
+    "NotYet",
     "OnConflict",
     "OutcomeUnknownError",
     "PayloadError",

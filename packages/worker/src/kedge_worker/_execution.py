@@ -6,55 +6,27 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-import msgspec
-
-from kedge.errors import (
-    ErrorInfo,
-    NotDecodableError,
-    NotEncodableError,
-    PayloadError,
-    StepFailedError,
-    TooLargeError,
-    TransactionFailedError,
-)
-from kedge.failures import decode_error, describe_error, domain_error, encode_error, kind_of
-from kedge.result_types import check_plain
+from kedge.errors import StepFailedError
+from kedge.failures import kind_of
 from kedge.retry import NonRetryable, Retry
 from kedge.run_meta import RunMeta
-from kedge.wire import encode
 from kedge_worker._branches import Branch, BranchTasks, RunBranches
+from kedge_worker._kept_values import KeptValues
 from kedge_worker._memo import Memo, RowMeta
-from kedge_worker._outcomes import Mismatched, Outcome, Released, RowKind
+from kedge_worker._outcomes import Mismatched, Operation, Outcome, Released, RowKind
 from kedge_worker._run_clock import RunClock
-from kedge_worker._runs import Journal, LiveRun, MemoRow, Transactions
+from kedge_worker._runs import Journal, LiveRun, Transactions
 from kedge_worker._side_writes import SET_METADATA
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._turns import LIVE, Turns
 from kedge_worker._waits import Kept, RunWaits
 
 if TYPE_CHECKING:
-    from kedge_worker._definitions import StepDefinition
     from kedge_worker._threads import Threads
 
 T = TypeVar("T")
-
-Operation: TypeAlias = Literal["s", "t", "e", "d", "p", "u", "c", "n", "m", "o"]
-"""What a handler can ask for, by the kind of its success in the journal."""
-
-_NAMES: Final[dict[str, str]] = {
-    "s": "a step",
-    "t": "a transaction",
-    "e": "a wait for an event",
-    "d": "a sleep",
-    "p": "a poll",
-    "u": "a pause",
-    "c": "a child's result",
-    "n": "a child's start",
-    "m": "a send",
-    "o": "a first of several",
-}
 
 _WAITS: Final = {
     "e": "a wait for an event",
@@ -64,14 +36,6 @@ _WAITS: Final = {
     "c": "a wait for a child",
     "u": "a pause",
     "n": "a child's start",
-}
-
-# In an error's data. No field of a DomainError can have this name, for exceptions have it.
-_ARGUMENTS: Final = "args"
-
-# Of values that could not be kept: these are raised again as themselves, which the failure of a body is not.
-_PAYLOAD_ERRORS: Final[dict[str, type[PayloadError]]] = {
-    kind_of(cls): cls for cls in (NotEncodableError, NotDecodableError, TooLargeError)
 }
 
 
@@ -99,7 +63,7 @@ class Owner(Protocol):
         ...
 
 
-class Execution:
+class Execution(KeptValues):
     """Open until its outcome is decided; closed, nothing new begins and nothing more reaches the handler."""
 
     __slots__ = (
@@ -111,6 +75,7 @@ class Execution:
         "in_threads",
         "interrupt",
         "journal",
+        "left_behind",
         "loop",
         "memo",
         "metadata",
@@ -123,9 +88,9 @@ class Execution:
         "pausing",
         "replaying",
         "retry",
-        "run",
         "settled",
         "started",
+        "step_retry",
         "task",
         "tasks",
         "threads",
@@ -145,10 +110,13 @@ class Execution:
         tasks: BranchTasks,
         owner: Owner,
         retry: Retry = Retry.NEVER,
+        step_retry: Retry = Retry.NEVER,
     ) -> None:
-        self.run = run
+        super().__init__(run)
         self.retry = retry
         """The policy of the run's own attempts, unless its start says something else."""
+        self.step_retry = step_retry
+        """The policy of steps that have none of their own."""
         self.journal = journal
         self.transactions = transactions
         self.threads = threads
@@ -170,6 +138,8 @@ class Execution:
         """The move is stored, although the handler has not ended yet."""
         self.in_threads = 0
         """Bodies that run in threads: they cannot be stopped."""
+        self.left_behind = 0
+        """Bodies of steps that have timed out, and have not ended even so."""
         self.task: asyncio.Task[None] | None = None
         """The root's: it ends with the handler."""
         self.interrupt: Callable[[], object] = _nothing
@@ -340,12 +310,21 @@ class Execution:
         if self.closed:
             raise ClosedError
 
-    def keep(self, kind: RowKind, operation: Operation, key: str, branch: Branch, value: bytes, took_ms: int) -> None:
+    def keep(
+        self,
+        kind: RowKind,
+        operation: Operation,
+        key: str,
+        branch: Branch,
+        value: bytes,
+        took_ms: int,
+        inputs: tuple[bytes, ...] = (),
+    ) -> None:
         """Queue an outcome. The gate is open, and it is this outcome's turn."""
         if self.run.lost:
             raise self.lose()
         branch.last = key
-        self.journal.keep(self.run, kind, key, value, took_ms=took_ms, meta=self.meta(kind, operation))
+        self.journal.keep(self.run, kind, key, value, took_ms=took_ms, meta=self.meta(kind, operation, inputs))
         if self.unkept_metadata is not None:
             self.keep_metadata()
 
@@ -382,11 +361,11 @@ class Execution:
             self.patches[change] = answer
         return answer
 
-    def meta(self, kind: RowKind, operation: str) -> bytes:
+    def meta(self, kind: RowKind, operation: str, inputs: tuple[bytes, ...] = ()) -> bytes:
         """The column `meta` of the run's next row: nearly always empty."""
         nows = self.clock.take_pending() if self.clock is not None else None
-        if nows or kind in ("f", "x"):
-            return RowMeta(operation if kind in ("f", "x") else "s", nows or {}).encode()
+        if nows or inputs or kind in ("f", "x"):
+            return RowMeta(operation if kind in ("f", "x") else "s", nows or {}, inputs).encode()
         return b""
 
     def check_wait(self, key: str, kind: str, slot: str | None) -> None:
@@ -405,7 +384,7 @@ class Execution:
             self.stop(Mismatched(mismatch.reason))
             raise mismatch
 
-    # ---- values and errors
+    # ---- another attempt of the run
 
     def retry_delay_s(self, error: BaseException) -> float | None:
         """How long the run waits until its next attempt; None: this failure is final."""
@@ -415,74 +394,6 @@ class Execution:
         if not isinstance(error, Exception) or retry.gives_up(error, attempt) or is_final(error):
             return None
         return retry.delay_after(attempt, error).total_seconds()
-
-    def encode(self, definition: StepDefinition, key: str, value: object) -> tuple[bytes, Any]:
-        """
-        Answer the value's bytes, and the value as every reader of them gets it.
-
-        Raises:
-            PayloadError: It cannot be kept, or not be read back by the type it is promised to have.
-        """
-        where = f"step {key!r}"
-        if not definition.is_typed:
-            check_plain(value, where=where)
-        data = encode(value, where=where)
-        return data, value if type(value) is definition.same else definition.decode(data, where=where)
-
-    def failure(
-        self, error: BaseException, operation: Operation, key: str, definition: StepDefinition, *, of_value: bool
-    ) -> tuple[bytes, Exception]:
-        """
-        Answer what is kept of an error, and what the handler gets for it, now and on replay.
-
-        With `of_value` the body went well, and its value cannot be kept.
-        """
-        info = describe_error(error, key=key, attempt=1)
-        if of_value:
-            info = _with_arguments(info, *error.args)
-        elif operation == "t" and info.data is None and hasattr(error, "sqlstate"):
-            # psycopg's error: that package is not known here.
-            info = _with_arguments(info, getattr(error, "sqlstate", None))
-        return encode_error(info), self.rebuilt(info, key, definition)
-
-    def rebuilt(self, info: ErrorInfo, key: str, definition: StepDefinition) -> Exception:
-        """Make the error that the handler gets of what is kept."""
-        run_id, data = self.run.claimed.id, info.data
-        if data is None:
-            return StepFailedError(run_id, key, info)
-        arguments = data.get(_ARGUMENTS)
-        if arguments is None:
-            return domain_error(info, definition.raises) or StepFailedError(run_id, key, info)
-        payload_error = _PAYLOAD_ERRORS.get(info.kind)
-        return payload_error(*arguments) if payload_error else TransactionFailedError(run_id, key, info, *arguments)
-
-    def recall(self, row: MemoRow, definition: StepDefinition) -> Any:
-        """
-        Answer the kept value, or raise the kept error.
-
-        Raises:
-            ReplayMismatch: The kept value is of a type that the code no longer has.
-        """
-        if row.kind == "f":
-            raise self.rebuilt(decode_error(row.value), row.key, definition)
-        try:
-            return definition.decode(row.value, where=f"step {row.key!r}")
-        except NotDecodableError as error:
-            raise ReplayMismatch(f"the kept value of {error}") from None
-
-    def check_row(self, row: MemoRow, operation: Operation) -> None:
-        """
-        Refuse a row that another operation has left.
-
-        Raises:
-            ReplayMismatch: The code asks for something else than the journal holds.
-        """
-        kept = RowMeta.decode(row.meta).operation if row.kind in ("f", "x") else row.kind
-        if kept != operation:
-            found = _NAMES.get(kept, f"of kind {kept!r}")
-            raise ReplayMismatch(
-                f"{row.key!r} is {found} in the journal (seq {row.seq}), and {_NAMES[operation]} in the code"
-            )
 
     def _make_turns(self, branches: RunBranches) -> Turns:
         claimed, assigned = self.run.claimed, self.run.assigned
@@ -503,7 +414,3 @@ def is_final(error: BaseException) -> bool:
 
 def _nothing() -> None:
     pass
-
-
-def _with_arguments(info: ErrorInfo, *arguments: object) -> ErrorInfo:
-    return msgspec.structs.replace(info, data={_ARGUMENTS: list(arguments)})

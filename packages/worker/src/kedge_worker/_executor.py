@@ -200,6 +200,7 @@ class Executor:
         self._executions[run] = execution
         if run.claimed.deadline_s is not None:
             execution.deadline = loop.call_later(run.claimed.deadline_s, execution.stop, _out_of_time())
+            step_retry=self._registry.step_retry,
         # Not through the factory: that of the application may begin tasks eagerly, and a claim must not run handlers.
         if workflow.is_async:
             task = asyncio.Task(self._run(execution, handle(execution, workflow)), loop=loop)

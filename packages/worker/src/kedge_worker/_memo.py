@@ -18,6 +18,8 @@ class RowMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of a failure or an interruption: what it was, by the kind that its success would have had."""
     nows: dict[str, int] = {}
     """What the run was told of the time before this outcome: microseconds since 1970 by the key of the one before."""
+    inputs: tuple[bytes, ...] = ()
+    """Hashes of a step's arguments, where they are to be compared on replay; empty: of one that cannot be hashed."""
 
     def encode(self) -> bytes:
         """Turn it into bytes; none at all when there is nothing to say."""

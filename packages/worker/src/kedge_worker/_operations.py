@@ -1,24 +1,18 @@
-"""How an operation of an async handler goes: from the memo if it is known, else its body, once, and what came of it."""
+"""How an operation of an async handler goes: from the memo if it is known, else as its wait ends, kept in its turn."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import inspect
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from kedge.errors import PayloadError
-from kedge_worker._branches import call_in_step, operation
+from kedge_worker._branches import operation
 from kedge_worker._outcomes import Mismatched
-from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
-from kedge_worker._transaction_body import TransactionBody
 from kedge_worker._runs import MemoRow
 from kedge_worker._side_writes import CLOSE_WAITS, SEND_LETTERS
+from kedge_worker._signals import ClosedError, ReplayMismatch
 from kedge_worker._turns import LIVE
 
 if TYPE_CHECKING:
@@ -40,9 +34,6 @@ _WAITS: Final = frozenset({"e", "d", "p", "u", "c", "n"})
 """Operations that may have an open wait."""
 
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
-
-_STOPS: Final = (ClosedError, LeaseLostError, ReplayMismatch, GeneratorExit)
-"""Not of the body: the engine's, or the end of the coroutine itself."""
 
 
 def _nothing() -> None:
@@ -70,83 +61,6 @@ class Operations:
             return await fn(*args)
         finally:
             execution.tasks.switch(branch, outer)
-
-    @operation
-    async def step(
-        self, key: str, branch: Branch, definition: StepDefinition, fn: Callable[..., Any], args: tuple[Any, ...]
-    ) -> Any:
-        execution = self._execution
-        here = execution.enter()
-        try:
-            if execution.memo is not None and (row := execution.memo.get(key)) is not None:
-                return await self._replay(row, "s", branch, here, definition)
-            execution.replaying = False
-            run = execution.run
-            started = time.monotonic()
-            returned = False
-            try:
-                batch = run.batch
-                if (batch is not None and not batch.stored) or run.lost:
-                    await execution.barrier()
-                    started = time.monotonic()
-                value = fn(*args) if definition.is_async else await self._in_thread(fn, args)
-                if _is_awaitable(value):
-                    value = await value
-                returned = True
-                data, value = execution.encode(definition, key, value)
-            except asyncio.CancelledError as error:
-                if _cancellations() or execution.closed:
-                    await self._interrupted("s", key, branch)
-                    raise
-                await self._fail(error, "s", key, branch, definition, started)
-            except _STOPS:
-                raise
-            except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
-                await self._fail(
-                    error, "s", key, branch, definition, started, of_value=returned and isinstance(error, PayloadError)
-                )
-            took_ms = int((time.monotonic() - started) * 1000)
-            if execution.branches.others or run.gate is not None or execution.closed:
-                await self._keep_in_turn("s", "s", key, branch, data, took_ms)
-            else:
-                execution.keep("s", "s", key, branch, data, took_ms)
-            return value
-        finally:
-            execution.leave(here)
-
-    @operation
-    async def transaction(
-        self, key: str, branch: Branch, definition: StepDefinition, fn: Callable[..., Any], args: tuple[Any, ...]
-    ) -> Any:
-        execution = self._execution
-        here = execution.enter()
-        try:
-            if execution.memo is not None and (row := execution.memo.get(key)) is not None:
-                return await self._replay(row, "t", branch, here, definition)
-            execution.replaying = False
-            started = time.monotonic()
-            body = TransactionBody(execution, key, definition, fn, args)
-            run_body = body.in_loop if definition.is_async else body.in_thread
-            meta = functools.partial(execution.meta, "t", "t")
-            try:
-                seq = await execution.transactions.run(
-                    execution.run, key, run_body, sync=not definition.is_async, meta=meta
-                )
-            except asyncio.CancelledError as error:
-                if _cancellations() or execution.closed:
-                    await self._interrupted("t", key, branch)
-                    raise
-                await self._fail(error, "t", key, branch, definition, started)
-            except LeaseLostError:
-                raise execution.lose() from None
-            except _STOPS:
-                raise
-            except BaseException as error:  # noqa: BLE001  # as in a step
-                await self._fail(error, "t", key, branch, definition, started, of_value=body.returned)
-            await self._hand_out(seq, "t", key, branch)
-            return body.value
-        finally:
-            execution.leave(here)
 
     @operation
     async def wait(self, wait: Wait, of: Operation, branch: Branch, recall: Callable[[MemoRow], T]) -> T:
@@ -274,11 +188,6 @@ class Operations:
         """The code does not fit what is stored: the run leaves with the reason."""
         self._execution.stop(Mismatched(mismatch.reason))
 
-    def _in_thread(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        execution = self._execution
-        execution.in_threads += 1
-        return execution.threads.run(functools.partial(call_in_step, fn, args), ended=execution.thread_ended)
-
     async def _replay(
         self,
         row: MemoRow,
@@ -295,9 +204,9 @@ class Operations:
             interruption = await self._interrupted_again(row, memo, here) if row.kind == "x" else None
             # What was kept as a value was not interrupted then: a cancellation that comes now came then, too, and the
             # body did not let itself be stopped; or a raw timeout came later then.
-            before = _cancellations()
+            before = cancellations()
             await execution.take_turn(row.seq, insist=True)
-            here.swallowed = here.swallowed or (interruption is None and _cancellations() > before)
+            here.swallowed = here.swallowed or (interruption is None and cancellations() > before)
             if execution.closed:
                 raise ClosedError
             memo.hand_out(row)
@@ -337,26 +246,6 @@ class Operations:
         finally:
             said.cancel()
 
-    async def _fail(
-        self,
-        error: BaseException,
-        operation: Operation,
-        key: str,
-        branch: Branch,
-        definition: StepDefinition,
-        started: float,
-        *,
-        of_value: bool = False,
-    ) -> NoReturn:
-        """Keep the error of a body and raise what the handler gets for it."""
-        execution = self._execution
-        if execution.closed and _cancellations() and not of_value:
-            raise ClosedError from error  # perhaps it only raised because it was cancelled
-        data, raised = execution.failure(error, operation, key, definition, of_value=of_value)
-        took_ms = int((time.monotonic() - started) * 1000)
-        await self._keep_in_turn("f", operation, key, branch, data, took_ms)
-        raise raised from error
-
     async def _keep_in_turn(
         self,
         kind: RowKind,
@@ -365,6 +254,7 @@ class Operations:
         branch: Branch,
         data: bytes,
         took_ms: int,
+        inputs: tuple[bytes, ...] = (),
         *,
         beside: Callable[[], None] = _nothing,
     ) -> None:
@@ -375,7 +265,7 @@ class Operations:
         except asyncio.CancelledError:
             if execution.closed:
                 if execution.may_keep():
-                    execution.keep(kind, operation, key, branch, data, took_ms)
+                    execution.keep(kind, operation, key, branch, data, took_ms, inputs)
                     beside()
             else:
                 await self._interrupted(operation, key, branch)
@@ -383,10 +273,10 @@ class Operations:
         if execution.closed:
             # What is done is done, though this life's handler does not get it any more.
             if execution.may_keep():
-                execution.keep(kind, operation, key, branch, data, took_ms)
+                execution.keep(kind, operation, key, branch, data, took_ms, inputs)
                 beside()
             raise ClosedError
-        execution.keep(kind, operation, key, branch, data, took_ms)
+        execution.keep(kind, operation, key, branch, data, took_ms, inputs)
         beside()
 
     async def _interrupted(self, operation: Operation, key: str, branch: Branch) -> None:
@@ -397,15 +287,11 @@ class Operations:
         await execution.take_turn(LIVE, insist=True)
         if not execution.closed:
             execution.keep("x", operation, key, branch, b"", 0)
-            if operation in _WAITS:
+            if operation in _WAITS or (execution.waits is not None and execution.waits.has_begun(key)):
                 execution.journal.add(execution.run, CLOSE_WAITS, key)
 
 
-def _is_awaitable(value: object) -> TypeGuard[Awaitable[Any]]:
-    return type(value) is CoroutineType or inspect.isawaitable(value)
-
-
-def _cancellations() -> int:
+def cancellations() -> int:
     """How often somebody asked the current task to end. If nobody did, a body has raised CancelledError by itself."""
     task = asyncio.current_task()
     return 0 if task is None else task.cancelling()

@@ -12,6 +12,9 @@ Kinds of journal rows: step, transaction, failure handed to the handler, interru
 sleep, poll, pause, a child's outcome, a child's start, a send, the first of several, a patch.
 """
 
+Operation: TypeAlias = Literal["s", "t", "e", "d", "p", "u", "c", "n", "m", "o"]
+"""What a handler can ask for, by the kind of its success in the journal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Returned:

@@ -48,7 +48,7 @@ class Parking:
         if nearest_s is not None and nearest_s < _SOON_S and self._linger_s():
             execution.parking = execution.loop.call_later(nearest_s + _FIRST_PAUSE_S, self._look, execution, 0.0, 0.0)
             return
-        blocker = find_blocker(execution.branches, execution.waiting, bodies=execution.active)
+        blocker = find_blocker(execution.branches, execution.waiting, bodies=execution.left_behind)
         if blocker is None:
             execution.stop(Parked(waits.stale()))
             return

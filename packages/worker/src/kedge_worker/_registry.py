@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from msgspec import UNSET
 
@@ -20,11 +20,16 @@ class Registry:
     """
     Workflows by the name that stands in the database: `name` or `name@version`.
 
+    Args:
+        workflows: What `@workflow(ref)` made of the handlers.
+        step_retry: The policy of steps that have none of their own.
+
     Raises:
         DefinitionError: Something is no workflow, or two have one name.
     """
 
-    def __init__(self, workflows: Iterable[Workflow[Any, Any]]) -> None:
+    def __init__(self, workflows: Iterable[Workflow[Any, Any]], *, step_retry: Retry = Retry.NEVER) -> None:
+        self.step_retry: Final = step_retry
         self._by_name: dict[str, Workflow[Any, Any]] = {}
         for given in workflows:
             self._add(_checked(given))

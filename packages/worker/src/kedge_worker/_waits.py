@@ -162,6 +162,10 @@ class RunWaits:
         return tuple(key for key in self._stored if key not in self._asked)
 
     def known_mail(self) -> Iterable[UUID]:
+    def has_begun(self, key: str) -> bool:
+        """Whether this life has opened the wait, or gone on with a stored one."""
+        return key in self._asked
+
         """What need not be fetched again."""
         return self._known
 

@@ -15,7 +15,9 @@ from uuid import UUID
 
 from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, PrivilegesError, SchemaError
+from kedge.retry import Retry
 from kedge.schema import SCHEMA_VERSION
+from kedge_worker._definitions import check_retry
 from kedge_worker._errors import PostgresError, TroubleError, does_not_fit, is_lease_lost, lacks_privileges
 from kedge_worker._life import Life
 from kedge_worker._migrator import check_schema
@@ -48,8 +50,11 @@ class Worker:
         grace: How long handlers may go on after a stop was asked for.
         listen: False behind a transaction pooler: everything works by polling.
         transaction_connections: Transactional steps at once.
+        step_retry: The policy of steps for which neither their call nor `@step` says one; one attempt if nothing is
+            said here either.
 
-    Every option but the workflows may also come from the environment: `KEDGE_QUEUES`, `KEDGE_CONCURRENCY`, ...
+    Every option but the workflows and `step_retry` may also come from the environment: `KEDGE_QUEUES`,
+    `KEDGE_CONCURRENCY`, ...
 
     Source: docs/explanation/data_walk.md.
     """
@@ -69,8 +74,9 @@ class Worker:
         grace: Duration | None = None,
         listen: bool | None = None,
         transaction_connections: int | None = None,
+        step_retry: Retry | None = None,
     ) -> None:
-        self._registry = Registry(workflows)
+        self._registry = Registry(workflows, step_retry=check_retry(step_retry) or Retry.NEVER)
         if not self._registry.names:
             raise DefinitionError("workflows= is empty: a worker executes only what is registered with it")
         self.settings: Final[WorkerSettings] = make_settings(
