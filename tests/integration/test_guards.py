@@ -201,7 +201,7 @@ GUARDS: Final = [
         "engine/end_runs.sql",
         "and (p_worker is not null or e.status <> 'c')",
         "",
-        lambda s: machine.test_the_sql_can_do_every_move_that_exists_so_far_and_no_other(s.open()),
+        lambda s: machine.test_the_sql_can_do_every_move_that_exists_and_no_other(s.open()),
     ),
     Guard(
         "the row locked before it is copied",
@@ -347,23 +347,23 @@ GUARDS: Final = [
     # ---- inbox
     Guard(
         "SKIP LOCKED",
-        "engine/sort_inbox.sql",
+        "engine/pick_letters.sql",
         "for update skip locked)",
         "for update)",
         inbox.test_the_letter_of_a_locked_run_stays_and_of_a_free_and_of_an_absent_run_leaves,
     ),
     Guard(
         "skipped is not gone",
-        "engine/sort_inbox.sql",
-        "or not exists (select 1 from kedge.runs r where r.id = i.run_id offset 0)",
-        "or true",
+        "engine/pick_letters.sql",
+        "v_held := v_held || array(select r.id from kedge.runs r where r.id = any (v_missing));",
+        "",
         inbox.test_the_letter_of_a_locked_run_stays_and_of_a_free_and_of_an_absent_run_leaves,
     ),
     Guard(
         "decided behind the lock",
-        "engine/sort_inbox.sql",
-        "v_locked := array(select r.id from kedge.runs r where r.id = any (v_runs) for update skip locked);",
-        "v_locked := array(select r.id from kedge.runs r where r.id = any (v_runs));",
+        "engine/pick_letters.sql",
+        "and r.id <> all (v_locked) for update skip locked);",
+        "and r.id <> all (v_locked));",
         inbox.test_a_letter_to_a_run_that_is_just_given_back_cancels_it,
     ),
     Guard(

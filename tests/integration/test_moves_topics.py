@@ -19,6 +19,7 @@ def sort_all(db: Session, limit: int = 500) -> list[int]:
     rounds: list[int] = []
     while (sorted_ := moves.sort_inbox(db, limit)).letters:
         rounds.append(sorted_.letters)
+        assert len(rounds) < 50, "it does not come to an end"
     return rounds
 
 
@@ -131,6 +132,16 @@ def test_events_to_a_topic_arrive_in_their_order_beside_a_locked_listener_too(se
 
     for run in (locked, free):
         assert [payload for _, payload in letters.mail(db, run.id)] == [b"0", b"1", b"2"]
+
+
+def test_what_is_sent_to_a_run_behind_a_broadcast_arrives_behind_it(db: Session) -> None:
+    (run,) = listeners(db)
+    letters.broadcast(db)
+    letters.send(db, run.id)
+
+    sort_all(db)
+
+    assert [slot for slot, _ in letters.mail(db, run.id)] == [letters.topic_slot(), "e:paid"]
 
 
 def test_a_topic_with_many_listeners_is_expanded_in_rounds_and_later_ones_wait_their_turn(db: Session) -> None:

@@ -19,9 +19,8 @@ begin
         array_agg(kedge.deadline_error()), array_agg(null::text), array_agg(0), array_agg(0), array_agg(0))
        from kedge.runs r where r.id = any (ended) having count(*) > 0;
     with asked as (
-        update kedge.runs r set request = 'd'
-         where r.id = any (v_locked) and r.state = 'r' and r.request is distinct from 'x'
-           and r.deadline_at <= kedge.clock()
+        update kedge.runs r set request = 'd', reason = null
+         where r.id = any (v_locked) and r.state = 'r' and r.deadline_at <= kedge.clock()
         returning r.worker_id)
     select coalesce(array_agg(distinct a.worker_id), '{}') into owners from asked a;
     return next;
