@@ -9,7 +9,7 @@ OWN = [
     "AttemptView",
     "Client",
     "Delivery",
-    "NoteView",
+    "LetterView",
     "Page",
     "Progress",
     "RunEvent",

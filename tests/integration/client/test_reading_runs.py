@@ -1,4 +1,4 @@
-"""What `get` shows beyond the run's row: waits, unread events, options with their origin, metadata, notes, attempts."""
+"""What `get` shows beyond the run's row: waits, unread events, options with origin, metadata, letters, attempts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def test_events_are_unread_from_their_sending_until_they_are_consumed(
 async def test_a_run_that_waits_for_nothing_shows_nothing(twin: Twin, client: AnyClient) -> None:
     view = await twin.do(client.get, await started(twin, client))
 
-    assert (view.waits, view.unread_events, view.notes, view.attempts) == ((), {}, (), ())
+    assert (view.waits, view.unread_events, view.letters, view.attempts) == ((), {}, (), ())
 
 
 # ---- options
@@ -160,7 +160,7 @@ async def test_definitions_are_written_only_when_they_have_changed(conn: psycopg
     assert other[0][3] != first[0][3]
 
 
-# ---- metadata, requests, notes, attempts
+# ---- metadata, requests, letters, attempts
 
 
 async def test_what_the_handler_sets_stands_over_the_metadata_of_the_start(
@@ -212,7 +212,7 @@ async def test_what_a_worker_is_asked_for_is_shown(
     assert (await twin.do(client.get, run)).request == shown
 
 
-async def test_the_newest_ten_notes_say_what_became_of_letters(
+async def test_what_became_of_the_last_ten_letters_is_shown(
     twin: Twin, client: AnyClient, conn: psycopg.Connection
 ) -> None:
     run = await started(twin, client)
@@ -220,10 +220,10 @@ async def test_the_newest_ten_notes_say_what_became_of_letters(
         tables.note(conn, run, f"pause: done {number}")
     tables.line(conn, run, "of the handler's log")
 
-    notes = (await twin.do(client.get, run)).notes
+    letters = (await twin.do(client.get, run)).letters
 
-    assert [note.message for note in notes] == [f"pause: done {number}" for number in range(11, 1, -1)]
-    assert notes[0].at >= notes[-1].at
+    assert [letter.message for letter in letters] == [f"pause: done {number}" for number in range(11, 1, -1)]
+    assert letters[0].at >= letters[-1].at
 
 
 async def test_the_runs_own_failed_attempts_are_shown(twin: Twin, client: AnyClient, conn: psycopg.Connection) -> None:
@@ -252,7 +252,7 @@ async def test_lists_leave_out_what_takes_further_looks(
     (listed,) = (await twin.do(client.list_runs)).items
     last = await twin.do(client.last, PROCESS)
 
-    assert (listed.waits, listed.unread_events, listed.notes) == ((), {}, ())
+    assert (listed.waits, listed.unread_events, listed.letters) == ((), {}, ())
     assert listed.status == "waiting"
     assert last is not None
     assert last == await twin.do(client.get, run)

@@ -75,7 +75,7 @@ from kedge_client._letters import Delivery
 from kedge_client._start_statement import StartStatement
 from kedge_client._step_views import AttemptView, StepView, WaitView
 from kedge_client._sync import Client
-from kedge_client._views import NoteView, Page, RunOption, RunView
+from kedge_client._views import LetterView, Page, RunOption, RunView
 from kedge_client._watching import RunEvent
 
 __all__ = [
@@ -105,11 +105,11 @@ __all__ = [
     "InvalidOptionError",
     "InvalidRunStateError",
     "KedgeError",
+    "LetterView",
     "NestedStepError",
     "NonRetryable",
     "NotDecodableError",
     "NotEncodableError",
-    "NoteView",
     "OnConflict",
     "OutcomeUnknownError",
     "Page",

@@ -26,7 +26,7 @@ from kedge_client._round_trip import Answer, Command, Row, rows_of
 from kedge_client._settings import ClientSettings
 from kedge_client._shared_starts import SharedStarts
 from kedge_client._waiting_room import Waiter, WaitingRoom
-from kedge_client._watching import RunEvent, Watching
+from kedge_client._watching import REST_S, RunEvent, Watching
 
 T = TypeVar("T")
 
@@ -178,6 +178,7 @@ class AsyncCore:
                 if room is None and self.settings.listen:
                     room = self._waiting_room()
                     room.observe(watching.run_id, bell.set)
+                await asyncio.sleep(REST_S)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(bell.wait(), watching.pause_s)
         finally:

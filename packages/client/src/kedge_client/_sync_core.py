@@ -25,7 +25,7 @@ from kedge_client._round_trip import Answer, Command, Row, rows_of
 from kedge_client._settings import ClientSettings
 from kedge_client._sync_connections import SyncConnection, SyncConnections
 from kedge_client._waiting_thread import WaitingThread
-from kedge_client._watching import RunEvent, Watching
+from kedge_client._watching import REST_S, RunEvent, Watching
 
 T = TypeVar("T")
 
@@ -161,6 +161,7 @@ class SyncCore:
                 if thread is None and self.settings.listen:
                     thread = self._waiting_thread()
                     thread.observe(watching.run_id, bell.set)
+                time.sleep(REST_S)
                 bell.wait(watching.pause_s)
         finally:
             if thread is not None:

@@ -37,12 +37,12 @@ class RunOption(msgspec.Struct, frozen=True):
     origin: Origin
 
 
-class NoteView(msgspec.Struct, frozen=True):
-    """What became of a letter that wanted something of a run: a pause, a resume, a retry."""
+class LetterView(msgspec.Struct, frozen=True):
+    """A letter that wanted something of a run: a pause, a resume, a retry."""
 
     at: datetime
     message: str
-    """Such as `pause: done`, or `retry: refused, the run is completed`."""
+    """What became of it, such as `pause: done`, or `retry: refused, the run is completed`."""
 
 
 class RunView(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +94,8 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     """What it waits for, as it began; a thousand at most. Empty in lists."""
     unread_events: Mapping[str, int] = {}
     """How many have been sent and not been read, by the event's name. Empty in lists."""
-    notes: tuple[NoteView, ...] = ()
-    """What became of letters to it, the newest ten, newest first. Empty in lists."""
+    letters: tuple[LetterView, ...] = ()
+    """What became of letters to it, the ten that were sorted last, newest first. Empty in lists."""
     attempts: tuple[AttemptView, ...] = ()
     """Attempts of the run that failed and were followed by another, the newest ten, newest first. Empty in lists."""
     input: object = None
@@ -201,7 +201,7 @@ def run_view(values: Row) -> RunView:
         options=_options(row, said),
         waits=_waits(row),
         unread_events=_unread(row),
-        notes=tuple(map(NoteView, row.note_ats or (), row.notes or ())),
+        letters=tuple(map(LetterView, row.note_ats or (), row.notes or ())),
         attempts=tuple(
             map(
                 attempt_view,

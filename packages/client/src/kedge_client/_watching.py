@@ -24,6 +24,8 @@ from kedge_client._step_views import StepRow, StepView, step_views
 FIRST_PAUSE_S: Final = 1.0
 LAST_PAUSE_S: Final = 5.0
 """Between looks when nobody tells: longer by half each time, from the start again when there was something new."""
+REST_S: Final = 0.02
+"""Between looks when somebody tells all the time: what comes in a burst is read together."""
 MAX_ROWS: Final = 500
 """Of each kind in one look."""
 MAX_BYTES: Final = 4 * 1024 * 1024
