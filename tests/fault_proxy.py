@@ -207,6 +207,7 @@ class FaultProxy:
                 await self._connect(reader, writer)
         finally:
             self._tasks.discard(task)
+            writer.transport.abort()  # one that came while nothing passes has no link yet
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._passing.wait()

@@ -133,7 +133,8 @@ class LeasedStore:
             pipeline.abort()
             raise
         self._timeline = timeline
-        self._predecessor = (_binary.int4(pipeline.backend_pid), value_of(results[1], 0, 0))
+        # Not libpq's word for the pid: behind a pooler that is made up.
+        self._predecessor = (value_of(results[1], 0, 2), value_of(results[1], 0, 0))
         self._pipeline = pipeline
 
     def abort(self) -> None:

@@ -70,10 +70,6 @@ class Pipeline:
         return cls(conn, asyncio.get_running_loop())
 
     @property
-    def backend_pid(self) -> int:
-        return self._pg.backend_pid
-
-    @property
     def closed(self) -> bool:
         return self._conn.closed
 

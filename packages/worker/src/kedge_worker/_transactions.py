@@ -15,13 +15,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from kedge.schema import render
+from kedge_worker._pipeline import shut_down
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
     KEEP_TRANSACTION,
@@ -41,7 +42,9 @@ _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 5.0
 _REPEATABLE: Final = frozenset(("40001", "40P01"))
 # The server or an administrator ended the session, or nobody went on with its transaction in time.
-_OVER: Final = frozenset(("57P01", "57P02", "57P03", "57P05", "25P03"))
+_KEPT_WAITING: Final = frozenset(("57P05", "25P03"))
+_OVER: Final = frozenset(("57P01", "57P02", "57P03")) | _KEPT_WAITING
+_LOOK_S: Final = 10.0
 
 T = TypeVar("T")
 
@@ -91,7 +94,7 @@ class TransactionRunner:
             psycopg.Error: The application's SQL failed, for good or too often; nothing is kept.
             LeaseLostError: Another worker owns the run; nothing is kept.
         """
-        races = 0
+        races = endings = 0
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
@@ -100,6 +103,9 @@ class TransactionRunner:
                 return await self._run_async(run, key, cast("AsyncBody", body), meta)
             except _NotDoneError as gone:
                 # Nothing was committed, and a database that is away is no failure of the body, however long it takes.
+                endings += gone.by_body
+                if endings == _TRIES:
+                    raise gone.error from None
                 _log.warning("run %s: transaction %r: %s; again in %.2g s", run.claimed.id, key, gone, pause_s)
             except psycopg.Error as error:
                 races += 1
@@ -136,7 +142,7 @@ class TransactionRunner:
             if not _is_over(conn, error):
                 raise
             if seq is None or not await self._was_committed(run, seq):
-                raise _NotDoneError(error) from error
+                raise _NotDoneError(error, by_body=_is_ended_by_body(conn, error)) from error
             is_stored = True
         finally:
             if seq is not None:
@@ -173,7 +179,7 @@ class TransactionRunner:
                     raise
                 settled = None if seq is None else asyncio.run_coroutine_threadsafe(self._was_committed(run, seq), loop)
                 if settled is None or seq is None or not settled.result():
-                    raise _NotDoneError(error) from error
+                    raise _NotDoneError(error, by_body=_is_ended_by_body(conn, error)) from error
                 is_stored = True
             finally:
                 if seq is not None:
@@ -220,17 +226,18 @@ class TransactionRunner:
         return seq
 
     async def _was_committed(self, run: LiveRun, seq: int) -> bool:
-        """What became of an unanswered commit; read behind the run's lock, when no older transaction holds it."""
+        """
+        What became of an unanswered commit; read behind the run's lock, when no older transaction holds it.
+
+        Raises:
+            LeaseLostError: Another worker owns the run, or this one's lease was lost before the database answered.
+        """
         fence = {"run": run.claimed.id, "epoch": run.claimed.epoch, "worker": self._worker_id, "seq": seq}
         pause_s = 0.05
-        while True:
+        while not run.lost:
             try:
-                async with await psycopg.AsyncConnection.connect(self._conninfo) as conn:
-                    # What was committed while the first statement waited for the lock must be visible to the second.
-                    await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
-                    mine = await (await conn.execute(self._lock_run, fence)).fetchone()
-                    row = await (await conn.execute(self._settle, fence)).fetchone()
-            except psycopg.OperationalError as error:
+                mine, row = await self._look(fence)
+            except (psycopg.OperationalError, TimeoutError) as error:
                 _log.warning("run %s: cannot settle a transaction yet: %s", run.claimed.id, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 5.0)
@@ -238,17 +245,42 @@ class TransactionRunner:
             if row is not None and row[0] == run.claimed.epoch:
                 return True
             if mine is None:
-                raise LeaseLostError
+                break
             return False
+        raise LeaseLostError
+
+    async def _look(self, fence: Mapping[str, object]) -> tuple[tuple[object, ...] | None, tuple[object, ...] | None]:
+        """Whether the run is still ours, and the memo's row; bounded, so that a silent server is asked again."""
+        opening = psycopg.AsyncConnection.connect(self._conninfo)
+        conn: psycopg.AsyncConnection[tuple[object, ...]] = await asyncio.wait_for(opening, _LOOK_S)
+        watchdog = asyncio.get_running_loop().call_later(_LOOK_S, shut_down, conn.pgconn)
+        try:
+            async with conn:
+                # What was committed while the first statement waited for the lock must be visible to the second.
+                await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
+                mine = await (await conn.execute(self._lock_run, fence)).fetchone()
+                return mine, await (await conn.execute(self._settle, fence)).fetchone()
+        finally:
+            watchdog.cancel()
 
 
 class _NotDoneError(Exception):
     """The connection went, or there was none; nothing was committed."""
 
+    def __init__(self, error: psycopg.Error, *, by_body: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.by_body = by_body
+
 
 def _is_over(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], error: psycopg.Error) -> bool:
     # By the state only where no application's SQL can raise it: 55000 or 25006 may be its own fault.
     return conn.closed or error.sqlstate in _OVER
+
+
+def _is_ended_by_body(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], error: psycopg.Error) -> bool:
+    """Whether the body has closed its connection, or kept the server waiting longer than that likes."""
+    return (conn.closed and not conn.broken) or error.sqlstate in _KEPT_WAITING
 
 
 @contextlib.contextmanager
