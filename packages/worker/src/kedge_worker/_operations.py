@@ -13,6 +13,7 @@ from kedge_worker._outcomes import Mismatched
 from kedge_worker._runs import MemoRow
 from kedge_worker._side_writes import CLOSE_WAITS, SEND_LETTERS
 from kedge_worker._signals import ClosedError, ReplayMismatch
+from kedge_worker._suspension import check_raw_timeout
 from kedge_worker._turns import LIVE
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class Operations:
         waits = execution.open_waits()
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # this is a coroutine
+        if not execution.is_sync:
+            check_raw_timeout(task)
         served: Served | None = None
         is_stored = waits.begin(wait)
         assert wait.future is not None  # noqa: S101  # it has begun

@@ -111,8 +111,7 @@ def _place(execution: Execution) -> int:
     try:
         branch = execution.tasks.by_task.get(asyncio.current_task())
     except RuntimeError:
-        root = execution.branches.root
-        branch = root if root.task is None else None  # of a sync handler; else a step's body, in a thread
+        branch = execution.branches.root if execution.is_sync else None  # else a step's body, in a thread
     if branch is None or branch.busy or branch.run is not execution.branches:
         return secrets.randbits(63)  # in a step's body, which is not repeated when it is known
     place = f"{execution.run.claimed.attempt}/{branch.path}/{branch.number('/log')}"
