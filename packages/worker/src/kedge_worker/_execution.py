@@ -17,7 +17,7 @@ from kedge_worker._kept_values import KeptValues
 from kedge_worker._memo import Memo, RowMeta
 from kedge_worker._outcomes import Mismatched, Operation, Outcome, Released, RowKind
 from kedge_worker._run_clock import RunClock
-from kedge_worker._runs import Journal, LiveRun, Transactions
+from kedge_worker._runs import ChildStarts, Journal, LiveRun, Transactions
 from kedge_worker._side_writes import SET_METADATA
 from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
 from kedge_worker._turns import LIVE, Turns
@@ -69,6 +69,7 @@ class Execution(KeptValues):
     __slots__ = (
         "active",
         "branches",
+        "child_starts",
         "clock",
         "closed",
         "deadline",
@@ -109,6 +110,7 @@ class Execution(KeptValues):
         threads: Threads,
         tasks: BranchTasks,
         owner: Owner,
+        child_starts: ChildStarts,
         retry: Retry = Retry.NEVER,
         step_retry: Retry = Retry.NEVER,
     ) -> None:
@@ -119,6 +121,7 @@ class Execution(KeptValues):
         """The policy of steps that have none of their own."""
         self.journal = journal
         self.transactions = transactions
+        self.child_starts = child_starts
         self.threads = threads
         self.tasks = tasks
         self.loop = tasks.loop
@@ -163,6 +166,11 @@ class Execution(KeptValues):
         """What the start said and the handler has set; None: not asked for yet."""
         self.unkept_metadata: bytes | None = None
         """Set since the last outcome: it is kept with the next one."""
+
+    @property
+    def is_sync(self) -> bool:
+        """Whether the handler has a thread instead of a task."""
+        return self.branches.root.task is None
 
     # ---- its end
 
