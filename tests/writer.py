@@ -101,7 +101,7 @@ class Writer:
     def wanted_claim(self, ending: int) -> ClaimRequest | None:  # noqa: ARG002  # the protocol's
         if not self._wants:
             return None
-        return ClaimRequest(self._wants, lanes())
+        return ClaimRequest(self._wants, lanes(), {})
 
     def claimed(self, answer: ClaimAnswer) -> None:
         self._wants = 0
@@ -131,6 +131,9 @@ class Writer:
         self.moved += moved
         self.lost += lost
         self._tell()
+
+    def sent(self, batch: Batch) -> None:
+        """Nobody is rung."""
 
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.refusals.append((run, error))

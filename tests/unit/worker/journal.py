@@ -19,10 +19,11 @@ from kedge.errors import ErrorInfo
 from kedge.failures import decode_error
 from kedge.refs import WorkflowRef
 from kedge.run_meta import RunMeta
+from kedge.start_terms import StartTerms
 from kedge_worker._executor import Executor
 from kedge_worker._outcomes import End, Move, Park, RetryLater, RowKind
 from kedge_worker._registry import Registry
-from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, StoredWait, TransactionBody
+from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, Started, StoredWait, TransactionBody
 from kedge_worker._side_writes import SideWrite
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._workflows import Workflow, workflow
@@ -217,6 +218,26 @@ class MemoryTransactions:
         self.closed = True
 
 
+class MemoryChildStarts:
+    """Implements `ChildStarts`: what is asked for, and the answers that a test has prepared."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[UUID, StartTerms, bool]] = []
+        self.answers: list[Started | Exception] = []
+        """Taken one after the other; when there is none, the child is started."""
+        self.open = asyncio.Event()
+        """While it is not set, somebody else's transaction holds the key."""
+        self.open.set()
+
+    async def start(self, run: LiveRun, child_id: UUID, terms: StartTerms, *, is_dependent: bool) -> Started:  # noqa: ARG002  # the protocol's
+        self.asked.append((child_id, terms, is_dependent))
+        await self.open.wait()
+        answer = self.answers.pop(0) if self.answers else Started(child_id, None)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
 def claim(made: Workflow[Any, Any], value: object = None, **changes: Any) -> ClaimedRun:
     """A claimed run of a workflow, as if it had just been started with this input."""
     request = made.ref(value)
@@ -256,10 +277,12 @@ class Lives:
         self.journal = MemoryJournal()
         self.transactions: MemoryTransactions
         self.freed = 0
+        self.child_starts = MemoryChildStarts()
         self.executor = Executor(
             self.journal,
             self._make_transactions,
             Registry(workflows, **options),
+            child_starts=self.child_starts,
             threads=threads,
             on_free=self._count,
             linger_s=lambda: linger_s,

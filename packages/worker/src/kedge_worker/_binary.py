@@ -15,6 +15,7 @@ _BYTEA: Final = 17
 _CHAR: Final = 18
 _FLOAT8: Final = 701
 _TIMESTAMPTZ: Final = 1184
+_BOOL: Final = 16
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -59,6 +60,11 @@ def floats(items: Sequence[float]) -> bytes:
 def optional_floats(items: Sequence[float | None]) -> bytes:
     """float8[] with nulls."""
     return _varying(_FLOAT8, [None if item is None else struct.pack("!d", item) for item in items])
+
+
+def bools(items: Sequence[bool]) -> bytes:
+    """bool[]."""
+    return _fixed(_BOOL, b"\0\0\0\x01", [b"\x01" if item else b"\0" for item in items])
 
 
 def optional_uuids(items: Sequence[bytes | None]) -> bytes:

@@ -123,6 +123,10 @@ class Branch:
         """A branch that an operation of this one makes: its path is the operation's key and its place there."""
         return Branch(self.run, f"{key}[{place}]/")
 
+    def inside(self, key: str) -> Branch:
+        """A branch for an operation of this one whose tasks are not to be numbered with those of the handler."""
+        return Branch(self.run, f"{key}/")
+
     def number(self, what: str) -> int:
         """How often this branch has asked for it, this time included. `what` holds a sign that no id may contain."""
         counts = self._counts
@@ -213,6 +217,20 @@ class BranchTasks:
         if branch.busy:
             raise NestedStepError(NESTED)
         return branch
+
+    @contextlib.contextmanager
+    def as_root(self, root: Branch) -> Generator[None]:
+        """Let the current task, which is nobody's branch, be that of a sync handler, which has none."""
+        task = asyncio.current_task()
+        self.by_task[task] = root
+        root.task = task
+        try:
+            yield
+        finally:
+            del self.by_task[task]
+            root.task = None
+            if root.run is not None and task is not None:
+                root.run.loose.discard(task)
 
     def switch(self, current: Branch, other: Branch) -> None:
         """Let the task of one branch be another one from now on."""

@@ -16,7 +16,7 @@ from kedge_worker._execution import Execution
 from kedge_worker._handling import UNWINDING_S, current_task, end_leftovers, handle, handle_in_thread, outcome_of
 from kedge_worker._outcomes import Cancelled, End, Mismatched, Outcome, Parked, Raised, Released, Returned, next_move
 from kedge_worker._parking import Parking
-from kedge_worker._runs import ClaimedRun, Journal, LiveRun, Transactions
+from kedge_worker._runs import ChildStarts, ClaimedRun, Journal, LiveRun, Transactions
 from kedge_worker._threads import Threads
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Executor:
         journal: Keeps outcomes and moves runs.
         transactions: Makes what runs transactional steps, given a way to call functions in the worker's threads.
         registry: The handlers.
+        child_starts: Starts the children that have a key or singleton.
         threads: Sync steps at once; and as many sync handlers, each of which holds a thread for its whole life.
         on_free: Called when a run has left memory.
         linger_s: How long a run that only waits stays in memory.
@@ -49,6 +50,7 @@ class Executor:
         transactions: Callable[[InThread], Transactions],
         registry: Registry,
         *,
+        child_starts: ChildStarts,
         threads: int,
         on_free: Callable[[], None] | None = None,
         linger_s: Callable[[], float] = lambda: 0.0,
@@ -57,6 +59,7 @@ class Executor:
         self.runs: dict[UUID, LiveRun] = {}
         """Every run that this worker owns as far as it knows: executed, unwinding, or with its move on the way."""
         self._journal = journal
+        self._child_starts = child_starts
         self._registry = registry
         self._step_threads = Threads(threads, name="kedge-step")
         self._handler_threads = Threads(threads, name="kedge-handler")
@@ -195,12 +198,13 @@ class Executor:
             threads=self._step_threads,
             tasks=branches,
             owner=self,
+            child_starts=self._child_starts,
             retry=workflow.retry,
+            step_retry=self._registry.step_retry,
         )
         self._executions[run] = execution
         if run.claimed.deadline_s is not None:
             execution.deadline = loop.call_later(run.claimed.deadline_s, execution.stop, _out_of_time())
-            step_retry=self._registry.step_retry,
         # Not through the factory: that of the application may begin tasks eagerly, and a claim must not run handlers.
         if workflow.is_async:
             task = asyncio.Task(self._run(execution, handle(execution, workflow)), loop=loop)

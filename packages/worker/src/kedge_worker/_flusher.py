@@ -19,6 +19,7 @@ from kedge_worker._backoff import Backoff
 from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_lease_lost, is_locked, is_temporary
 from kedge_worker._outcomes import End
 from kedge_worker._runs import Batch, LiveRun, Row
+from kedge_worker._side_writes import SEND_LETTERS, START_CHILDREN
 from kedge_worker._signals import ClosedError, LeaseLostError
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class FlushEvents(Protocol):
 
     def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
         """These runs have left this worker: by their own move, or because somebody else owns them."""
+
+    def sent(self, batch: Batch) -> None:
+        """Letters or children of this batch are there for whoever takes them."""
 
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         """The database refuses the data of this run, and of this run only."""
@@ -393,6 +397,8 @@ class Flusher:
 
     def _stored(self, batch: Batch) -> None:
         batch.wake()
+        if START_CHILDREN in batch.sides or SEND_LETTERS in batch.sides:
+            self._events.sent(batch)
         if batch.moves:
             self._events.settled([run for run, _ in batch.moves], ())
 

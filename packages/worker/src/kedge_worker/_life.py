@@ -12,12 +12,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 from kedge_worker._alone import Alone
 from kedge_worker._attendant import Attendant
+from kedge_worker._child_starts import Starter
 from kedge_worker._claimer import Claimer
 from kedge_worker._claims import ClaimAnswer, ClaimRequest
 from kedge_worker._courier import Courier
@@ -27,6 +28,7 @@ from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
 from kedge_worker._leased_store import LeasedStore
 from kedge_worker._listener import Listener
+from kedge_worker._side_writes import SEND_LETTERS
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._solo import Solo, Target
 from kedge_worker._store import Store
@@ -35,7 +37,7 @@ from kedge_worker._transactions import TransactionRunner
 
 if TYPE_CHECKING:
     from kedge_worker._registry import Registry
-    from kedge_worker._runs import LiveRun
+    from kedge_worker._runs import Batch, LiveRun
     from kedge_worker._settings import WorkerSettings
 
 _log: Final = logging.getLogger("kedge.worker")
@@ -79,6 +81,10 @@ class Life:
             settings.journal_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
         )
         self._flusher = Flusher(self._leased, self)
+        self._starter = Starter(
+            Store(settings.starts_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s),
+            self._started,
+        )
         self.executor = Executor(
             self._flusher,
             lambda in_thread: TransactionRunner(
@@ -90,6 +96,7 @@ class Life:
                 in_thread=in_thread,
             ),
             registry,
+            child_starts=self._starter,
             threads=settings.threads,
             on_free=self._slot_freed,
             linger_s=self._linger_s,
@@ -153,17 +160,18 @@ class Life:
         self.limit: int | None = None
         self._rang_at = 0.0
         self._ringing: asyncio.Task[None] | None = None
+        self._to_ring: set[tuple[str, str]] = set()
         self._claims_alone = False
 
-    async def start(self, *, serve: bool, predecessor: UUID | None = None) -> None:
+    async def start(self, *, serve: bool, predecessors: Iterable[UUID] = ()) -> None:
         """
-        Register and begin to work; without `serve` nothing is claimed by itself and nothing listens. What a
-        predecessor, an earlier life of this process, still holds is freed.
+        Register and begin to work; without `serve` nothing is claimed by itself and nothing listens. What
+        predecessors, earlier lives of this process and of its children, still hold is freed.
 
         Raises:
             PostgresError: The database is not there, or does not fit.
         """
-        if predecessor is not None:
+        for predecessor in predecessors:
             await self.store.abandon(predecessor)
         registered_at = time.monotonic()
         await self.store.register(
@@ -230,8 +238,14 @@ class Life:
             await asyncio.wait(self._tasks, timeout=_DRAIN_S)
         self._leased.abort()
         await _bounded(self.executor.aclose(), _DRAIN_S)
+        await _bounded(self._starter.aclose(), _DRAIN_S)
         await _bounded(self.store.aclose(), _DRAIN_S)
         _log.info("worker %s (%s) stopped", self.name, self.id)
+
+    @property
+    def orphan(self) -> UUID | None:
+        """A child of this life, which has ended, and which the database does not know of yet."""
+        return self._solo.orphan
 
     # ---- FlushEvents
 
@@ -269,6 +283,13 @@ class Life:
             self.claimer.ring()  # what was parked may be due soon, or have been woken on the way
         self.finished_runs += len(moved) - going_on
 
+    def sent(self, batch: Batch) -> None:
+        if SEND_LETTERS in batch.sides:
+            self.courier.ring()
+            self.progress.set()
+        for queue, workflow in batch.started_lanes():
+            self._started(queue, workflow)
+
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.executor.fail(run, error)
 
@@ -304,7 +325,24 @@ class Life:
         now = asyncio.get_running_loop().time()
         if now - self._rang_at > _RING_PERIOD_S and (self._ringing is None or self._ringing.done()):
             self._rang_at = now
-            self._ringing = asyncio.create_task(_bounded(self.store.ring(queue, workflow), _DRAIN_S))
+            self._ring(queue, workflow)
+
+    def _started(self, queue: str, workflow: str) -> None:
+        """A child can be claimed, by this worker if it has room."""
+        if self.claimer.takes(queue, workflow):
+            self.claimer.ring()
+            self.progress.set()
+        else:
+            self._ring(queue, workflow)
+
+    def _ring(self, queue: str, workflow: str) -> None:
+        self._to_ring.add((queue, workflow))
+        if self._ringing is None or self._ringing.done():
+            self._ringing = asyncio.create_task(self._ring_all())
+
+    async def _ring_all(self) -> None:
+        while self._to_ring:
+            await _bounded(self.store.ring(*self._to_ring.pop()), _DRAIN_S)
 
     def _lease_lost(self, why: str) -> None:
         self._end(LeaseLostError(why))

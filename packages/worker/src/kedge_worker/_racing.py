@@ -63,7 +63,7 @@ async def first(
     finally:
         winner = next((place for place, task in enumerate(tasks) if task.done()), None)
         race.is_decided = True
-        await _cancel([task for place, task in enumerate(tasks) if place != winner])
+        await unwind([task for place, task in enumerate(tasks) if place != winner])
     if execution.closed:
         raise ClosedError
     assert winner is not None  # noqa: S101  # wait has returned
@@ -120,8 +120,8 @@ async def _run(execution: Execution, awaited: Awaitable[Any], branch: Branch, ra
         execution.tasks.switch(branch, outer)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel the losers and wait until they have unwound, however often somebody cancels this."""
+async def unwind(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks and wait until they have unwound, however often somebody cancels this."""
     for task in tasks:
         task.cancel()
     interruption: asyncio.CancelledError | None = None

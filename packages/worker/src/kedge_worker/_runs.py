@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
+
+from kedge_worker._side_writes import START_CHILDREN, started_lane
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
+    from kedge.start_terms import StartTerms
     from kedge_worker._outcomes import Move, RowKind
     from kedge_worker._side_writes import SideWrite
 
@@ -110,6 +113,11 @@ class Batch:
     def observed(self) -> list[LiveRun]:
         """Those of its runs that a client watches."""
         return [run for run in self.runs() if run.is_observed] if self.is_observed else []
+
+    def started_lanes(self) -> set[tuple[str, str]]:
+        """Where (queue, workflow) children are started that can be claimed at once."""
+        children = (started_lane(values) for _, values in self.sides.get(START_CHILDREN, ()))
+        return {lane for lane in children if lane is not None}
 
     def weight(self) -> int:
         """How much there is to write."""
@@ -277,6 +285,29 @@ class Transactions(Protocol):
 
     async def aclose(self) -> None:
         """Close the pool."""
+        ...
+
+
+class Started(NamedTuple):
+    """What became of a start that had to go alone."""
+
+    run_id: UUID | None
+    """The run that was started, or that holds the key; None: one of another resource does."""
+    conflict: str | None
+    """Nothing was started: `exists`, `input`, `active`."""
+
+
+class ChildStarts(Protocol):
+    """What the context needs for children with a key or singleton, whose starts may have to wait for others."""
+
+    async def start(self, run: LiveRun, child_id: UUID, terms: StartTerms, *, is_dependent: bool) -> Started:
+        """
+        Start the child, or find out who holds its key; repeated with the same id until that is known.
+
+        Raises:
+            LeaseLostError: The parent belongs to another worker by now.
+            Exception: The database refuses it for good.
+        """
         ...
 
 

@@ -58,6 +58,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         """For the courier, the sweeper, and what a worker says of itself."""
         return self._conninfo({**_PLANNER, "lock_timeout": "2s"}, "control")
 
+    def starts_conninfo(self) -> str:
+        """For children that start alone: one that has to wait for a caller must not hold up the others for long."""
+        return self._conninfo({**_PLANNER, "lock_timeout": "250ms"}, "starts")
+
     def beat_conninfo(self) -> str:
         """For the lease: a hung standby must not cost it."""
         return self._conninfo({**_PLANNER, "lock_timeout": "2s", "synchronous_commit": "local"}, "lease")

@@ -16,14 +16,16 @@ from uuid import UUID
 import psycopg
 
 from kedge.schema import render
+from kedge.start_terms import StartTerms
 from kedge_worker._pipeline import CutError, shut_down
-from kedge_worker._runs import Mail
+from kedge_worker._runs import Mail, Started
 from kedge_worker._statements import (
     ABANDON,
     FAIL_LETTER,
     GO_IDLE,
     HAS_MAIL,
     LEAVE,
+    MIND_DEPENDENT,
     NEW_MAIL,
     NEXT_DUE,
     NOTIFY_ENDED,
@@ -33,6 +35,7 @@ from kedge_worker._statements import (
     RING,
     RING_WORKERS,
     SORT_INBOX,
+    START_ALONE,
     TAKE_BACK,
     TIMES_UP,
     WAKE_UP,
@@ -157,6 +160,20 @@ class Store:
     async def times_up(self, runs: Sequence[UUID]) -> list[tuple[UUID, str]]:
         """The waits of these runs whose time has come, by the database's clock."""
         return [(cast("UUID", run), str(key)) for run, key in await self._execute(TIMES_UP, {"runs": list(runs)})]
+
+    async def start_child(
+        self, parent: UUID, epoch: int, child: UUID, terms: StartTerms, *, is_dependent: bool
+    ) -> Started | None:
+        """Start a child that may have to wait for others; None: somebody else owns the parent."""
+        whose = {"parent": parent, "epoch": epoch, "worker": self._worker}
+        if is_dependent:
+            await self._execute(MIND_DEPENDENT, whose)
+        asked = terms._asdict() | {"tags": None if terms.tags is None else list(terms.tags)}
+        rows = await self._execute(START_ALONE, {**whose, **asked, "id": child, "is_dependent": is_dependent})
+        if not rows:
+            return None
+        ((run_id, _, _, conflict),) = rows
+        return Started(cast("UUID | None", run_id), cast("str | None", conflict))
 
     async def take_back(self, but: Sequence[UUID] = ()) -> TakenBack | None:
         """Free the runs of one dead worker, but not of these; None: nobody else is dead."""

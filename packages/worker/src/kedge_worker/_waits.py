@@ -8,6 +8,7 @@ durable. Parking only evicts: the next life begins the same waits again and find
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -132,8 +133,12 @@ class RunWaits:
         self._look = look
         self._stored = {wait.key: wait for wait in run.claimed.waits}
         self._asked: set[str] = set()
-        self._mail = list(run.claimed.mail)
-        self._known = {mail.id for mail in self._mail}
+        self._mail: list[Mail] = []
+        """Unread, in order of arrival."""
+        self._slots: dict[str, list[Mail]] = {}
+        """The same by whom it is for: of a map thousands wait."""
+        self._known: set[UUID] = set()
+        self._put(run.claimed.mail)
         self._claimed_at = loop.time()
         self.open: dict[str, Wait] = {}
         """By key, in the order in which they began."""
@@ -157,15 +162,15 @@ class RunWaits:
         times = [wait.timer.when() for wait in self.open.values() if wait.timer is not None]
         return min(times) - self._loop.time() if times else None
 
+    def has_begun(self, key: str) -> bool:
+        """Whether this life has opened the wait, or gone on with a stored one."""
+        return key in self._asked
+
     def stale(self) -> tuple[str, ...]:
         """The stored waits that this life's code has not asked for."""
         return tuple(key for key in self._stored if key not in self._asked)
 
     def known_mail(self) -> Iterable[UUID]:
-    def has_begun(self, key: str) -> bool:
-        """Whether this life has opened the wait, or gone on with a stored one."""
-        return key in self._asked
-
         """What need not be fetched again."""
         return self._known
 
@@ -184,13 +189,13 @@ class RunWaits:
             # The claim has read its mail too. Served now: a worker without free slots would park it again.
             wait.is_due = wait.looked = True
         if wait.race is None:
-            self.serve()
+            self._serve_begun(wait)
         else:
             # When the others have begun, too: one of them may know from an earlier life that it has won.
             self._loop.call_soon(self.serve)
         if is_stored or wait.future.done():
             return True
-        if wait.kind in _SENT_EARLY:
+        if wait.kind in _SENT_EARLY and not wait.looked:
             self._look()
         self._journal.add(
             self._run,
@@ -229,8 +234,7 @@ class RunWaits:
         """Mail has come; what is known already is left alone."""
         new = [one for one in mail if one.id not in self._known]
         if new:
-            self._known.update(one.id for one in new)
-            self._mail = sorted(self._mail + new, key=_arrival)
+            self._put(new)
             self.serve()
 
     def come(self, key: str) -> None:
@@ -253,13 +257,39 @@ class RunWaits:
         if self._run.gate is not None:
             return
         for mail in self._mail[:] if self._mail else ():
-            for wait in self.open.values():
-                if _is_open(wait) and (mail.slot == wait.slot or mail.slot == KEY_SLOT + wait.key):
-                    self._take(wait, mail)
-                    break
+            if (taker := self._taker(mail)) is not None:
+                self._take(taker, mail)
         for wait in self.open.values():
-            if wait.is_due and _is_open(wait) and (wait.looked or wait.kind not in _SENT_EARLY):
-                self._finish(wait, wait.time_up())
+            self._end_if_due(wait)
+
+    def _serve_begun(self, wait: Wait) -> None:
+        """The same for one that begins."""
+        if self._run.gate is not None:
+            return
+        if self._mail:
+            mail = self._slots.get(KEY_SLOT + wait.key, []) + self._slots.get(wait.slot or "", [])
+            for one in sorted(mail, key=_arrival):
+                if self._taker(one) is wait:
+                    self._take(wait, one)
+        self._end_if_due(wait)
+
+    def _taker(self, mail: Mail) -> Wait | None:
+        if mail.slot.startswith(KEY_SLOT):
+            waits: Iterable[Wait | None] = (self.open.get(mail.slot.removeprefix(KEY_SLOT)),)
+        else:
+            waits = (wait for wait in self.open.values() if wait.slot == mail.slot)
+        return next((wait for wait in waits if wait is not None and _is_open(wait)), None)
+
+    def _end_if_due(self, wait: Wait) -> None:
+        if wait.is_due and _is_open(wait) and (wait.looked or wait.kind not in _SENT_EARLY):
+            self._finish(wait, wait.time_up())
+
+    def _put(self, mail: Iterable[Mail]) -> None:
+        for one in mail:
+            self._known.add(one.id)
+            self._mail.append(one)
+            self._slots.setdefault(one.slot, []).append(one)
+        self._mail.sort(key=_arrival)
 
     def _take(self, wait: Wait, mail: Mail) -> None:
         kept = wait.read(mail)
@@ -269,7 +299,11 @@ class RunWaits:
             if kept_seq is None:
                 return
             seq = kept_seq
-        self._mail.remove(mail)
+        place = bisect_left(self._mail, mail.seq, key=_arrival)
+        while self._mail[place] is not mail:
+            place += 1
+        del self._mail[place]
+        self._slots[mail.slot].remove(mail)
         self._journal.add(self._run, CONSUME_MAIL, seq, mail.id.bytes)
 
     def _finish(self, wait: Wait, kept: Kept | None) -> int | None:
