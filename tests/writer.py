@@ -110,7 +110,7 @@ class Writer:
         self._answers.append(runs)
         self._tell()
 
-    def unclaimed(self) -> None:
+    def unclaimed(self, error: PostgresError) -> None:
         self.unanswered_claims += 1
         self._tell()
 

@@ -1,8 +1,10 @@
 """A handler that kills its process takes nobody along, and ends as what it is."""
 
 import os
+import secrets
 import signal
 import subprocess
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -192,3 +194,57 @@ def test_an_outage_of_the_database_charges_nobody(breakable_postgres: PostgresSe
         assert run.result(timeout="60s") == "survived in solo"
         with psycopg.connect(url, autocommit=True) as conn:
             assert count(conn, "select crashes from kedge.finished") == 2
+
+
+# ---- runs that kill nobody, and that nobody can read or store --------------------------------------------------------
+
+
+def test_a_run_whose_end_the_database_refuses_is_not_executed_for_ever(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    conn.execute("create function refuse() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
+    conn.execute(
+        "create trigger refuse before insert on kedge.finished for each row"
+        " when (new.workflow = 'poison' and (new.error is null or position('RunCrashed'::bytea in new.error) = 0))"
+        " execute function refuse()"
+    )
+    with crew(database_url) as workers, Client.connect(database_url) as client:
+        bad = client.start(poison(Poison(after_s=0.0, deaths=0, steps=0)))
+        runs = client.start_many([innocent(f"i{n}") for n in range(20)])
+        start(workers)
+
+        with pytest.raises(RunCrashedError):
+            bad.result(timeout="30s")
+
+        assert [run.result(timeout="30s") for run in runs] == [f"i{n}" for n in range(20)]
+        assert client.get(bad).crashes == 5
+
+
+def test_a_run_whose_input_is_damaged_stops_nobody_else(breakable_postgres: PostgresServer) -> None:
+    url = breakable_postgres.url
+    with crew(url) as workers, Client.connect(url) as client:
+        runs = client.start_many([innocent(f"i{n}") for n in range(10)])
+        bad = client.start(innocent(secrets.token_hex(50_000)))
+        runs += client.start_many([innocent(f"i{n}") for n in range(10, 20)])
+        lose_large_values_of_the_journal(breakable_postgres)
+        start(workers)
+
+        with pytest.raises(RunCrashedError):
+            bad.result(timeout="30s")
+
+        assert [run.result(timeout="30s") for run in runs] == [f"i{n}" for n in range(20)]
+
+
+def lose_large_values_of_the_journal(server: PostgresServer) -> None:
+    """What a disk does that loses a file."""
+    with psycopg.connect(server.url, autocommit=True) as conn:
+        ((folder, file),) = conn.execute(
+            "select current_setting('data_directory'), pg_relation_filepath(reltoastrelid)"
+            " from pg_class where oid = 'kedge.journal'::regclass"
+        ).fetchall()
+    path = Path(folder, file)
+    if not path.exists():
+        pytest.skip("the server's files are elsewhere")
+    server.stop()
+    os.truncate(path, 0)
+    server.start()

@@ -53,6 +53,7 @@ class Claimer:
         self._lanes: list[Lane] = list(itertools.product(queues, workflows))
         self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
+        self._most = _MAX_CLAIM
         self._free = free
         self._poke = poke
         self._poll_s = poll_s
@@ -70,7 +71,7 @@ class Claimer:
     def wanted(self, ending: int) -> ClaimRequest | None:
         if not self._hungry or self._asked or self.stopped:
             return None
-        limit = min(self._free(ending), _MAX_CLAIM)
+        limit = min(self._free(ending), self._most)
         if limit <= 0 or not self._lanes:
             return None
         self._asked = True
@@ -91,12 +92,19 @@ class Claimer:
             self._hungry = False
         else:
             self._floors.update(answer.highest)
+            self._most = min(self._most * 2, _MAX_CLAIM)
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(answer)
 
     def unanswered(self) -> None:
         """The connection broke or the claim was refused: ask again."""
         self._asked = False
+
+    def narrow(self) -> bool:
+        """A claimed run cannot be read: go on one at a time for a while. Answers whether the claim was of one."""
+        was_narrow = self._most == 1
+        self._most = 1
+        return was_narrow
 
     # ---- called by everybody
 

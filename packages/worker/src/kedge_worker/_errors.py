@@ -13,6 +13,7 @@ __all__ = [
     "PostgresError",
     "TroubleError",
     "does_not_fit",
+    "is_about_data",
     "is_gone",
     "is_lease_lost",
     "is_locked",
@@ -49,6 +50,13 @@ def is_temporary(error: PostgresError) -> bool:
     """Rolled back; the same again, a little later, may work: a lost race, or a server out of resources."""
     state = error.sqlstate
     return state is not None and (state in _REPEATABLE or state[:2] == "53")
+
+
+def is_about_data(error: PostgresError) -> bool:
+    """Something in the rows that were asked for or written is refused; rolled back, and a repeat fails again."""
+    return not (
+        is_lease_lost(error) or is_gone(error) or is_locked(error) or is_temporary(error) or does_not_fit(error)
+    )
 
 
 def does_not_fit(error: BaseException) -> bool:

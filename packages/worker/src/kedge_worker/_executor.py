@@ -132,7 +132,7 @@ class Executor:
         if execution := self._executions.get(run):
             execution.stop(refused)
         elif isinstance(self._outcomes.get(run), Raised):
-            _log.error("run %s: not even its failure can be stored; left to its lease", run.claimed.id)
+            _log.error("run %s: not even its failure can be stored", run.claimed.id)
             run.lost = True
             self._free(run)
         else:

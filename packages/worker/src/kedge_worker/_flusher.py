@@ -45,8 +45,8 @@ class FlushEvents(Protocol):
     def claimed(self, answer: ClaimAnswer) -> None:
         """The claim's answer."""
 
-    def unclaimed(self) -> None:
-        """The claim that was wanted has not been answered, or not been sent."""
+    def unclaimed(self, error: PostgresError) -> None:
+        """The claim that was wanted has not been answered, or its answer cannot be read."""
 
     async def reconnected(self) -> None:
         """A new connection stands: a claim's answer may have been lost with the old one."""
@@ -234,7 +234,7 @@ class Flusher:
         Deal with the error of a flush that had a claim behind it: either of them may have failed. The batch is written
         again alone, so that no run answers for the claim; settling tells if it stands already.
         """
-        self._events.unclaimed()
+        self._events.unclaimed(error)
         if is_lease_lost(error) or is_gone(error) or does_not_fit(error):
             return await self._after(error, batch, pause)
         # Its runs may be taken all the same: what failed may be the reading behind the commit.

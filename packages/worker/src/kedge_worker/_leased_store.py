@@ -19,6 +19,7 @@ from kedge_worker._runs import Batch, LiveRun, Row
 from kedge_worker._side_writes import SIDE_WRITES
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
+    CHARGE,
     CLAIM,
     END,
     HOLD_WORKER,
@@ -59,6 +60,7 @@ _STATEMENTS: Final = {
     "PARK": PARK,
     "RETRY_LATER": RETRY_LATER,
     "RELEASE": RELEASE,
+    "CHARGE": CHARGE,
     "LOCK_MOVING": LOCK_MOVING,
     "NOTIFY_WATCHERS": NOTIFY_WATCHERS,
     "NOTIFY_IF_ENDED": NOTIFY_IF_ENDED,
@@ -241,6 +243,17 @@ class LeasedStore:
         count = len(free)
         release = self._release_call(free, epochs, [0.0] * count, [None] * count, [0] * count)
         await self._roundtrip([release, Call(self._commit)])
+
+    async def charge(self, run: UUID) -> None:
+        """
+        Take a run out of this worker's hand as if that had died with it; one whose row somebody else has locked stays.
+        """
+        ids = _binary.uuids([run.bytes])
+        lock = Call(self._statements["LOCK_MOVING"], (self._worker, ids))
+        results = await self._roundtrip([Call(self._begin), self._hold, lock])
+        charging = [Call(self._statements["CHARGE"], (self._worker, ids))] if results[2].ntuples else []
+        bell = Call(self._statements["NOTIFY_IF_ENDED"], (ids,))
+        await self._roundtrip([*charging, Call(self._commit), bell])
 
     async def _roundtrip(self, calls: Sequence[Call]) -> list[PGresult]:
         pipeline = self._pipeline

@@ -22,7 +22,7 @@ from kedge_worker._child_starts import Starter
 from kedge_worker._claimer import Claimer
 from kedge_worker._claims import ClaimAnswer, ClaimRequest
 from kedge_worker._courier import Courier
-from kedge_worker._errors import PostgresError, is_lease_lost
+from kedge_worker._errors import PostgresError, is_about_data, is_lease_lost
 from kedge_worker._executor import Executor
 from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
@@ -32,6 +32,7 @@ from kedge_worker._side_writes import SEND_LETTERS
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._solo import Solo, Target
 from kedge_worker._store import Store
+from kedge_worker._strays import Strays
 from kedge_worker._sweeper import Sweeper
 from kedge_worker._transactions import TransactionRunner
 
@@ -151,6 +152,11 @@ class Life:
             sent=self.courier.ring,
         )
         self._is_child = child_id is not None
+        self._strays = Strays(
+            self._leased,
+            known=lambda: {run_id: run.claimed.epoch for run_id, run in self.executor.runs.items()},
+            crashed=self._solo.ring,
+        )
         self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
         self._tasks: list[asyncio.Task[None]] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -264,16 +270,13 @@ class Life:
             self._ring_next(answer.runs[-1].queue, answer.runs[-1].workflow)
         (self._alone if self._claims_alone else self.claimer).answered(answer)
 
-    def unclaimed(self) -> None:
+    def unclaimed(self, error: PostgresError) -> None:
         (self._alone if self._claims_alone else self.claimer).unanswered()
+        if is_about_data(error) and (self._claims_alone or self._is_child or self.claimer.narrow()):
+            self._strays.suspect()
 
     async def reconnected(self) -> None:
-        owned = await self._leased.owned()
-        known = {run_id: run.claimed.epoch for run_id, run in self.executor.runs.items()}
-        unknown = {run_id: epoch for run_id, epoch in owned.items() if known.get(run_id) != epoch}
-        if unknown:
-            _log.warning("worker %s: giving back %d runs of a claim that was not answered", self.name, len(unknown))
-            await self._leased.give_back(unknown)
+        await self._strays.free()
 
     def settled(self, moved: Sequence[LiveRun], lost: Sequence[LiveRun]) -> None:
         for run in lost:
@@ -292,6 +295,9 @@ class Life:
 
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.executor.fail(run, error)
+        if run.lost:  # not even its failure can be stored
+            self._strays.charge(run.claimed.id, run.claimed.epoch)
+            self._flusher.compare_soon()
 
     # ---- inside
 

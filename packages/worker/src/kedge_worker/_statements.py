@@ -236,6 +236,9 @@ RETRY_LATER: Final = (
 
 RELEASE: Final = "select kedge.release_runs($1::uuid, $2::uuid[], $3::int[], $4::float8[], $5::text[], $6::int[])"
 
+# One run, as if the worker had died with it.
+CHARGE: Final = "select kedge.free_runs($1::uuid, $2::uuid[], true)"
+
 # The careful form of a flush begins with this: the moving runs that nobody else has locked.
 LOCK_MOVING: Final = """
     select r.id from kedge.runs r

@@ -64,8 +64,8 @@ $$;
 create or replace function kedge.crashed_error(p_crashes int) returns bytea
 language sql stable as $$
     select kedge.error_info('RunCrashedError', format(
-        '%s workers in a row died while they executed this run, without one step done in between;'
-        ' the last %s executed nothing else', p_crashes, p_crashes - 2))
+        '%s workers in a row died while they executed this run, or could not read or store it, and not one step was'
+        ' done in between; the last %s executed nothing else', p_crashes, p_crashes - 2))
 $$;
 
 -- Whether an error says something about rows: not about privileges and schema, a lost race, a lock, or a server that is
