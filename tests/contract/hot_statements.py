@@ -8,7 +8,6 @@ from typing import Final, Literal
 
 from kedge.ids import new_run_id
 from kedge_client import _letter_statements as letters
-from kedge_client import _read_statements as reading
 from kedge_client import _statements as client
 from kedge_worker import _statements as worker
 from tests.contract import crowd
@@ -41,17 +40,6 @@ LANES: Final = ([crowd.QUEUE] * 3, list(crowd.WORKFLOWS), [-32768] * 3, [0] * 3)
 OWN: Final = [crowd.run_id("running", n) for n in range(3, 3 * BATCH + 1, 3)]
 MIXED: Final = crowd.run_ids("finished", BATCH // 2) + crowd.run_ids("waiting", BATCH // 2)
 STARTED: Final = ("order", crowd.QUEUE, 0)
-PAGE: Final[dict[str, object]] = {"limit": BATCH, "backward": False}
-LISTS: Final[dict[str, dict[str, object]]] = {
-    "all": PAGE,
-    "a workflow": {"workflow": "order", **PAGE},
-    "failed": {"statuses": ["failed"], **PAGE},
-    "completed": {"statuses": ["completed"], **PAGE},
-    "a workflow's completed": {"workflow": "order", "statuses": ["completed"], **PAGE},
-    "a resource": {"resource": "customer-1", **PAGE},
-    "next page": {"after": crowd.run_id("finished", 10_000), **PAGE},
-    "page before": {"after": crowd.run_id("finished", 10_000), **PAGE, "backward": True},
-}
 LIVE: Final = {"p_worker": "uuid", "p_ids": "uuid[]", "p_epochs": "int[]"}
 
 HOT: Final[dict[str, Hot]] = {
@@ -60,14 +48,14 @@ HOT: Final[dict[str, Hot]] = {
     "claim": Hot(
         side="journal",
         statement=worker.CLAIM,
-        arguments=(crowd.WORKER, *LANES, BATCH),
-        by={"runs_ready", "runs_due", "runs_pkey", "inbox_run_id_id_key"},
+        arguments=(crowd.WORKER, *LANES, BATCH, None),
+        by={"runs_ready", "runs_due", "runs_pkey", "inbox_run"},
         touches=9 * BATCH + 10,
     ),
     "claim from a floor": Hot(
         side="journal",
         statement=worker.CLAIM,
-        arguments=(crowd.WORKER, *LANES[:2], [0] * 3, [crowd.WAITING + 1000] * 3, BATCH),
+        arguments=(crowd.WORKER, *LANES[:2], [0] * 3, [crowd.WAITING + 1000] * 3, BATCH, None),
         by={"runs_ready", "runs_due", "runs_pkey"},
         touches=9 * BATCH + 10,
     ),
@@ -201,46 +189,6 @@ HOT: Final[dict[str, Hot]] = {
         by={"runs_owned"},
         touches=1,
     ),
-    "courier: batch": Hot(
-        side="control",
-        within=("sort_inbox", "select coalesce(array_agg(b.seq)"),
-        variables={"p_limit": "int"},
-        arguments=(BATCH,),
-        by={"inbox_pkey"},
-        touches=BATCH,
-    ),
-    "courier: lock": Hot(
-        side="control",
-        within=("sort_inbox", "v_locked := array("),
-        variables={"v_runs": "uuid[]"},
-        arguments=(crowd.run_ids("waiting", BATCH),),
-        by={"runs_pkey"},
-        touches=BATCH,
-    ),
-    "courier: runs at rest": Hot(
-        side="control",
-        within=("sort_inbox", "ended := array("),
-        variables={"v_locked": "uuid[]", "v_seqs": "bigint[]"},
-        arguments=([crowd.run_id("waiting", 999 + n) for n in range(1, BATCH + 1)], list(range(1, BATCH + 1))),
-        by={"runs_pkey"},
-        touches=2 * BATCH,
-    ),
-    "courier: running runs": Hot(
-        side="control",
-        within=("sort_inbox", "with asked as"),
-        variables={"v_locked": "uuid[]", "v_seqs": "bigint[]"},
-        arguments=(OWN, list(range(1, BATCH + 1))),
-        by={"runs_pkey"},
-        touches=2 * BATCH,
-    ),
-    "courier: done with": Hot(
-        side="control",
-        within=("sort_inbox", "delete from kedge.inbox i\n     where i.seq = any"),
-        variables={"v_seqs": "bigint[]", "v_locked": "uuid[]"},
-        arguments=(list(range(1, BATCH + 1)), crowd.run_ids("waiting", BATCH)),
-        by={"inbox_pkey", "runs_pkey"},
-        touches=2 * BATCH,
-    ),
     "take back: runs": Hot(
         side="control",
         within=("take_back", "v_ids := array("),
@@ -249,46 +197,31 @@ HOT: Final[dict[str, Hot]] = {
         by={"runs_owned"},
         touches=crowd.RUNNING // 3,
     ),
+    "take back: charges": Hot(
+        side="control",
+        within=("free_runs", "update kedge.runs r\n       set (crashes"),
+        variables={"p_worker": "uuid", "p_ids": "uuid[]", "p_charged": "boolean"},
+        arguments=(crowd.WORKER, OWN, True),
+        by={"runs_pkey"},
+        touches=BATCH,
+    ),
     "take back: requests": Hot(
         side="control",
-        within=("take_back", "perform kedge.end_runs("),
-        variables={"v_worker.id": "uuid", "v_cancelled": "uuid[]"},
+        within=("free_runs", "perform kedge.end_runs("),
+        variables={"p_worker": "uuid", "v_ended": "uuid[]"},
         arguments=(crowd.WORKER, OWN),
         by={"runs_pkey", "journal_pkey"},
         touches=4 * BATCH,
     ),
     "take back": Hot(
         side="control",
-        within=("take_back", "update kedge.runs r"),
-        variables={"v_ids": "uuid[]", "v_worker.id": "uuid", "v_worker.leaving": "boolean"},
-        arguments=(OWN, crowd.WORKER, False),
+        within=("free_runs", "update kedge.runs r\n       set state"),
+        variables={"p_worker": "uuid", "p_ids": "uuid[]"},
+        arguments=(crowd.WORKER, OWN),
         by={"runs_pkey", "journal_pkey"},
         touches=4 * BATCH,
     ),
-    "courier": Hot(side="control", statement=worker.SORT_INBOX, arguments=(BATCH,), blocks=40 * BATCH),
     "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1, []), blocks=50),
-    "get": Hot(
-        side="client",
-        statement=reading.GET.numbered("kedge"),
-        arguments=(MIXED, "customer-1"),
-        by={"runs_pkey", "finished_pkey", "journal_pkey", "run_tags_run"},
-        touches=5 * BATCH,
-    ),
-    "results": Hot(
-        side="client",
-        statement=reading.RESULTS.numbered("kedge"),
-        arguments=(MIXED,),
-        by={"runs_pkey", "finished_pkey"},
-        touches=BATCH,
-    ),
-    "steps": Hot(
-        side="client",
-        statement=reading.STEPS.numbered("kedge"),
-        arguments=(crowd.run_id("finished", 1), "customer-1"),
-        # The run by its id alone, or by resource and id: the statistics decide, and both are one probe.
-        by={"journal_pkey"},
-        touches=3 + 2,
-    ),
     "unwatch": Hot(
         side="client",
         within=("unwatch_v1", "delete from kedge.watchers"),
@@ -409,15 +342,4 @@ HOT: Final[dict[str, Hot]] = {
         by={"events_unread", "inbox_run"},
         touches=2,
     ),
-    **{
-        f"list {name}": Hot(
-            side="client",
-            statement=reading.LIST.numbered("kedge"),
-            arguments=tuple(filters.get(name) for name in reading.LIST.parameters),
-            by={"journal_pkey"},
-            touches=5 * BATCH,
-            blocks=60 * BATCH,
-        )
-        for name, filters in LISTS.items()
-    },
 }

@@ -18,15 +18,17 @@ from psycopg.conninfo import make_conninfo
 
 from kedge_client._settings import client_settings, own_conninfo
 from kedge_worker._settings import WorkerSettings
+from kedge_worker.testing._databases import Databases
 from tests.contract import crowd
+from tests.contract.hot_moves import HOT_MOVES
+from tests.contract.hot_reads import HOT_READS
 from tests.contract.hot_starts import HOT_STARTS
 from tests.contract.hot_statements import HOT as HOT_OTHERS
 from tests.contract.hot_statements import OWN, Hot, Side
 from tests.contract.plans import GROWING, explain, inner_statement, numbered, prepare
-from kedge_worker.testing._databases import Databases
 
 STATES: Final = ("kept since the tables were empty", "statistics of empty tables", "fresh statistics")
-HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_STARTS}
+HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_MOVES, **HOT_STARTS, **HOT_READS}
 CASES: Final = [(name, state) for name in HOT for state in STATES]
 
 Sessions: TypeAlias = Mapping[Side, psycopg.Connection]
