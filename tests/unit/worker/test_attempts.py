@@ -104,13 +104,14 @@ async def test_a_policy_replaces_another_one_whole() -> None:
 async def test_a_wrong_policy_is_refused_where_it_is_written() -> None:
     wrong: Any = 3
 
-    async def nothing(*_: object) -> None: ...
+    async def nothing() -> None: ...
+    async def nothing_with(_: Any) -> None: ...
 
     async def handler(ctx: Context) -> None:
         with pytest.raises(InvalidOptionError, match=r"retry=3: give a Retry, as Retry\(3\)"):
             await ctx.step("a", nothing, retry=wrong)
         with pytest.raises(InvalidOptionError, match=r"retry=3: give a Retry, as Retry\(3\)"):
-            await ctx.transaction("a", nothing, retry=wrong)
+            await ctx.transaction("a", nothing_with, retry=wrong)
 
     await live(handler)
 
