@@ -31,7 +31,7 @@ _LINES: Final = """select l.kind::text, l.at, l.level::int, l.message, l.fields 
 HOT_READS: Final[dict[str, Hot]] = {
     "get": Hot(
         side="client",
-        within=("get_runs_v2", "return query\n    select a.id"),
+        within=("get_runs_v1", "return query\n    select a.id"),
         variables={"p_ids": "uuid[]", "p_resource": "text", "p_full": "boolean"},
         arguments=([_WAITING], None, True),
         by={
@@ -43,7 +43,7 @@ HOT_READS: Final[dict[str, Hot]] = {
     ),
     "get many without what takes further looks": Hot(
         side="client",
-        within=("get_runs_v2", "return query\n    select a.id"),
+        within=("get_runs_v1", "return query\n    select a.id"),
         variables={"p_ids": "uuid[]", "p_resource": "text", "p_full": "boolean"},
         arguments=(MIXED, None, False),
         by={"runs_pkey", "finished_pkey", "journal_pkey", "run_tags_run"},
@@ -61,7 +61,7 @@ HOT_READS: Final[dict[str, Hot]] = {
     ),
     "steps": Hot(
         side="client",
-        within=("steps_v2", "return query\n    select x.seq"),
+        within=("steps_v1", "return query\n    select x.seq"),
         variables={**_RUN, "p_after": "int", "p_limit": "int", "p_bytes": "bigint"},
         arguments=(crowd.run_id("finished", 1), "customer-1", 0, 500, 1_000_000),
         by={"journal_pkey"},

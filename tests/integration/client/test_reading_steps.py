@@ -98,7 +98,7 @@ async def test_steps_of_another_resource_are_not_shown(twin: Twin, client: AnyCl
 
     seen = await twin.do(client.scoped("alice").steps, run)
     asked = [
-        conn.execute("select * from kedge.steps_v2(%s, 'bob', 0, null, null)", (run,)),
+        conn.execute("select * from kedge.steps_v1(%s, 'bob', 0, null, null)", (run,)),
         conn.execute("select * from kedge.waits_v1(%s, 'bob')", (run,)),
         conn.execute("select * from kedge.failures_v1(%s, 'bob', 10)", (run,)),
     ]

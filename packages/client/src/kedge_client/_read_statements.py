@@ -82,14 +82,14 @@ _WITHOUT_PAYLOADS: Final = _WITH_PAYLOADS.replace("g.input, g.output,", "null, n
 
 GET: Final = Statement(
     "get",
-    f"select {_WITH_PAYLOADS} from kedge.get_runs_v2({{ids}}, {{resource}}, true) g",
+    f"select {_WITH_PAYLOADS} from kedge.get_runs_v1({{ids}}, {{resource}}, true) g",
     {"ids": "uuid[]", "resource": "text"},
     tuple(_RUN_COLUMNS.values()),
 )
 
 LAST: Final = Statement(
     "last",
-    f"select {_WITH_PAYLOADS} from kedge.get_runs_v2(kedge.list_run_ids_v1("
+    f"select {_WITH_PAYLOADS} from kedge.get_runs_v1(kedge.list_run_ids_v1("
     "{workflow}, null, {resource}, null, null, null, null, 1, null, false), null, true) g",
     {"workflow": "text", "resource": "text"},
     tuple(_RUN_COLUMNS.values()),
@@ -97,7 +97,7 @@ LAST: Final = Statement(
 
 LIST: Final = Statement(
     "list",
-    f"select {_WITHOUT_PAYLOADS} from kedge.get_runs_v2(kedge.list_run_ids_v1("
+    f"select {_WITHOUT_PAYLOADS} from kedge.get_runs_v1(kedge.list_run_ids_v1("
     "{workflow}, {statuses}, {resource}, {parent}, {tag}, {since}, {until}, {limit}, {after}, {backward}),"
     " null, false) g order by g.id desc",
     {
@@ -133,7 +133,7 @@ COUNT: Final = Statement(
 STEPS: Final = Statement(
     "steps",
     "select s.seq, s.key, s.kind, s.at, s.took_ms, s.epoch, s.value, s.meta"
-    " from kedge.steps_v2({run}, {resource}, {after}, {limit}, {bytes}) s order by s.seq",
+    " from kedge.steps_v1({run}, {resource}, {after}, {limit}, {bytes}) s order by s.seq",
     {"run": "uuid", "resource": "text", "after": "int4", "limit": "int4", "bytes": "int8"},
     ("int4", "text", "text", "timestamptz", "int4", "int4", "bytea", "bytea"),
 )

@@ -117,7 +117,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepRow(NamedTuple):
-    """A row of steps_v2."""
+    """A row of steps_v1."""
 
     seq: int
     key: str

@@ -124,7 +124,7 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 
 
 class RunRow(NamedTuple):
-    """A row of get_runs_v2; what comes as several arrays is null where there is nothing."""
+    """A row of get_runs_v1; what comes as several arrays is null where there is nothing."""
 
     id: UUID
     workflow: str
@@ -171,7 +171,7 @@ class RunRow(NamedTuple):
 
 
 def run_view(values: Row) -> RunView:
-    """Make a view of a row of get_runs_v2."""
+    """Make a view of a row of get_runs_v1."""
     row = RunRow._make(values)
     name, _, version = row.workflow.partition(VERSION_SIGN)
     said = RunMeta.decode(row.meta)

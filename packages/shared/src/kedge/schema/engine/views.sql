@@ -3,7 +3,9 @@ create or replace view kedge.all_runs as
     select r.id, r.workflow, kedge.status_name(r.state) as status, kedge.queue_name(r.queue) as queue,
            -r.rank::int as priority, r.resource, r.key, r.parent_id, r.attempt::int, r.crashes::int, r.epoch,
            r.started_at, r.since, r.due_at, r.deadline_at, null::timestamptz as ended_at, r.worker_id,
-           case r.request when 's' then 'paused' when 'x' then 'cancelled' when 'd' then 'failed' end as request, r.reason,
+           case r.request when 's' then 'paused' when 'x' then 'cancelled' when 'd' then 'failed' end as request,
+           -- A running run has left what it was put off for behind.
+           case when r.state <> 'r' or r.request is not null then r.reason end as reason,
            null::bytea as output, null::bytea as error
       from kedge.runs r
     union all

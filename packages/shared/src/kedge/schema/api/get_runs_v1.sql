@@ -1,6 +1,6 @@
 -- All that there is to see of runs, in one look. With p_full also what they wait for, what has been sent to them and not
 -- been read, what became of the letters that wanted something of them, and how their attempts failed: the newest ten.
-create or replace function kedge.get_runs_v2(p_ids uuid[], p_resource text, p_full boolean)
+create or replace function kedge.get_runs_v1(p_ids uuid[], p_resource text, p_full boolean)
 returns table (
     id uuid, workflow text, status text, queue text, priority int, resource text, key text, parent_id uuid, attempt int,
     crashes int, epoch int, created_at timestamptz, started_at timestamptz, since timestamptz, due_at timestamptz,

@@ -1,5 +1,5 @@
 -- What is kept of a run's steps behind p_after, in order: at most p_limit rows, and no more once they hold p_bytes.
-create or replace function kedge.steps_v2(p_run uuid, p_resource text, p_after int, p_limit int, p_bytes bigint)
+create or replace function kedge.steps_v1(p_run uuid, p_resource text, p_after int, p_limit int, p_bytes bigint)
 returns table (seq int, key text, kind text, at timestamptz, took_ms int, epoch int, value bytea, meta bytea)
 language plpgsql stable set enable_seqscan = off as $$
 begin
