@@ -128,6 +128,12 @@ class MemoryJournal:
         """The open waits as a claim would answer them now."""
         return tuple(wait.stored(self.now_s) for (run, _), wait in self._waits.items() if run == run_id)
 
+    def forget_waits(self, run_id: UUID) -> None:
+        """As another attempt of the run does."""
+        for run, key in list(self._waits):
+            if run == run_id:
+                del self._waits[run, key]
+
     def _open_wait(
         self,
         run_id: UUID,
@@ -301,10 +307,15 @@ class Lives:
         await self.executor.shutdown(0)
         await self.executor.aclose()
 
-    async def run(self, value: object = None, **changes: Any) -> tuple[ClaimedRun, Move]:
-        """Execute a new run to its move."""
+    def begin(self, value: object = None, **changes: Any) -> ClaimedRun:
+        """Begin to execute a new run."""
         claimed = claim(self.workflow, value, **changes)
         self.executor.start(claimed)
+        return claimed
+
+    async def run(self, value: object = None, **changes: Any) -> tuple[ClaimedRun, Move]:
+        """Execute a new run to its move."""
+        claimed = self.begin(value, **changes)
         return claimed, await self.journal.moved(claimed.id)
 
     async def again(self, claimed: ClaimedRun, *, up_to: int | None = None, **changes: Any) -> Move:

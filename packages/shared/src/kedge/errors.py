@@ -422,7 +422,7 @@ class ChildFailedError(StepError):
         self.run_id = run_id
         self.key = key
         self.child_id = child_id
-        self.error = error
+        self.error: ErrorInfo = error
 
     def __str__(self) -> str:
         return f"child {self.key!r} ({self.child_id}) of run {self.run_id} failed: {self.error}"

@@ -68,14 +68,17 @@ from kedge import (
     new_run_id,
     run_id_time,
 )
+from kedge_worker._children import Child
 from kedge_worker._context import Context
 from kedge_worker._definitions import step
 from kedge_worker._not_yet import NotYet
+from kedge_worker._sync_calling import SyncChild
 from kedge_worker._sync_context import SyncContext
 from kedge_worker._worker import Worker
 from kedge_worker._workflows import Workflow, workflow
 
 __all__ = [
+    "Child",
     "ChildCancelledError",
     "ChildFailedError",
     "ClosedClientError",
@@ -130,6 +133,7 @@ __all__ = [
     "StepFailedError",
     "StepNotFoundError",
     "StepTimedOutError",
+    "SyncChild",
     "SyncContext",
     "TooLargeError",
     "TransactionFailedError",

@@ -14,18 +14,16 @@ from kedge.durations import Duration
 from kedge.event_refs import EventMessage, EventRef
 from kedge.result_types import MISSING
 from kedge.retry import Retry
+from kedge_worker._calling import Calls
 from kedge_worker._definitions import definition_of, transaction_definition
-from kedge_worker._facts import RunFacts
 from kedge_worker._not_yet import NotYet
 from kedge_worker._polling import Polling, poll_terms
-from kedge_worker._steps import Steps
 from kedge_worker._transaction_body import AsyncConn, SyncConn
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm
 
     from kedge_worker._branches import Branch
-    from kedge_worker._execution import Execution
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -41,7 +39,7 @@ Ts = TypeVarTuple("Ts")
 # the overloads of asyncio.gather, and answers Any.
 
 
-class Context(RunFacts):
+class Context(Calls):
     """
     The durable operations of an async handler.
 
@@ -51,11 +49,7 @@ class Context(RunFacts):
     Source: docs/explanation/concepts.md, keys and branches.
     """
 
-    __slots__ = ("_operations",)
-
-    def __init__(self, execution: Execution) -> None:
-        super().__init__(execution)
-        self._operations = Steps(execution)
+    __slots__ = ()
 
     @overload
     def step(

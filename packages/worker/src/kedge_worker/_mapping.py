@@ -62,7 +62,7 @@ def map_work(fn: Any, items: Any, limit: object, *, is_sync: bool = False) -> Ma
     """
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidOptionError(f"limit={shown(limit)}: give a whole number from 1, or None")
-    if not isinstance(items, Iterable):
+    if not hasattr(type(items), "__iter__") and not hasattr(type(items), "__getitem__"):
         raise HandlerUseError(f"map: {shown(items)} are no items: give a list, or something else to iterate over")
     makes = _makes(fn, is_sync=is_sync)
     return MapWork(fn, makes, list(items), limit)
@@ -315,7 +315,7 @@ def _probed(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def body(item: Any) -> Any:
         value = fn(item)
         if isinstance(value, RunRequest):
-            raise NotAStep(value)
+            raise NotAStep
         return value
 
     return body

@@ -27,7 +27,3 @@ class ReplayMismatch(BaseException):  # a signal, not an error of the handler
 
 class NotAStep(BaseException):  # a signal, not an error of the function
     """A function that was taken for a step's body has made a request for a child run; nothing is kept of that."""
-
-    def __init__(self, request: object) -> None:
-        super().__init__(request)
-        self.request = request

@@ -19,7 +19,7 @@ from kedge_worker._definitions import definition_of, transaction_definition
 from kedge_worker._not_yet import NotYet
 from kedge_worker._polling import Polling, poll_terms
 from kedge_worker._side_writes import SEND_LETTERS
-from kedge_worker._sync_operations import SyncOperations
+from kedge_worker._sync_calling import SyncCalls
 from kedge_worker._transaction_body import SyncConn
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Ts = TypeVarTuple("Ts")
 _UNSET: Final[Any] = MISSING
 
 
-class SyncContext(SyncOperations):
+class SyncContext(SyncCalls):
     """
     The durable operations of a sync handler, which holds one of the worker's threads until it ends.
 

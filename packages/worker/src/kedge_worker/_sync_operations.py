@@ -142,7 +142,8 @@ class SyncOperations(RunFacts):
             except _STOPS:
                 raise
             except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
-                self._failed(error, attempts, started, of_value=returned and isinstance(error, PayloadError))
+                of_value = returned and isinstance(error, PayloadError)
+                self._failed(error, attempts, started, inputs, of_value=of_value)
             finally:
                 branch.busy = False
             served = self._await(attempts.pause(self._server(of)))
@@ -174,18 +175,26 @@ class SyncOperations(RunFacts):
             except _STOPS:
                 raise
             except BaseException as error:  # noqa: BLE001  # as in a step
-                self._failed(error, attempts, started, of_value=body.returned)
+                self._failed(error, attempts, started, inputs, of_value=body.returned)
             self._await(attempts.pause(self._server("t")))
         execution.in_loop(attempts.close)
         self._branch.last = key
         return body.value
 
-    def _failed(self, error: BaseException, attempts: Attempts, started: float, *, of_value: bool) -> None:
+    def _failed(
+        self,
+        error: BaseException,
+        attempts: Attempts,
+        started: float,
+        inputs: tuple[bytes, ...],
+        *,
+        of_value: bool,
+    ) -> None:
         """Return if another attempt follows the failed one; else keep the error, and raise what the handler gets."""
         final = attempts.fails(error, started, of_value=of_value)
         if final is not None:
             info = attempts.describe(final, of_value=of_value)
-            self._keep("f", attempts.of, attempts.key, encode_error(info), started, beside=attempts.close)
+            self._keep("f", attempts.of, attempts.key, encode_error(info), started, inputs, beside=attempts.close)
             raise self._execution.rebuilt(info, attempts.key, attempts.definition) from final
 
     def _server(self, of: Operation) -> Callable[[Wait], Awaitable[Served]]:
@@ -219,9 +228,13 @@ class SyncOperations(RunFacts):
             self._branch.last = row.key
             return recall(row) if callable(recall) else execution.recall(row, recall)
         except ReplayMismatch as mismatch:
-            execution.noticed = True
-            execution.loop.call_soon_threadsafe(execution.stop, Mismatched(mismatch.reason))
+            self._mismatch(mismatch)
             raise
+
+    def _mismatch(self, mismatch: ReplayMismatch) -> None:
+        execution = self._execution
+        execution.noticed = True
+        execution.loop.call_soon_threadsafe(execution.stop, Mismatched(mismatch.reason))
 
     def _keep(
         self,
