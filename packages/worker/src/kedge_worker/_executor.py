@@ -291,7 +291,7 @@ class Executor:
 
     def _move(self, run: LiveRun, outcome: Outcome) -> None:
         self._outcomes[run] = outcome
-        self._journal.move(run, next_move(outcome))
+        self._journal.move(run, next_move(outcome, before=run.claimed.reason))
 
     def _leave(self, execution: Execution) -> None:
         run = execution.run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, assert_never
+from typing import Final, Literal, TypeAlias, assert_never
 
 EndStatus: TypeAlias = Literal["c", "f", "x"]
 RowKind: TypeAlias = Literal["s", "t", "f", "x", "e", "d", "p", "u", "c", "n", "m", "o", "k"]
@@ -95,11 +96,20 @@ class RetryLater:
 
 Move: TypeAlias = End | GiveBack | Park | RetryLater
 
-MISMATCH_DELAY_S = 30.0
+FIRST_MISMATCH_S: Final = 30.0
+LONGEST_MISMATCH_S: Final = 600.0
+
+_TIMES: Final = re.compile(r"(.*) \(put off (\d+) times\)", re.DOTALL)
 
 
-def next_move(outcome: Outcome) -> Move:
-    """Turn what the handler did into the one move that the journal must write."""
+def next_move(outcome: Outcome, *, before: str | None = None) -> Move:
+    """
+    Turn what the handler did into the one move that the journal must write.
+
+    Args:
+        outcome: What it did.
+        before: The run's reason at its claim: of a mismatch, if it has had one that nothing has come between.
+    """
     match outcome:
         case Returned(value):
             return End("c", output=value)
@@ -112,6 +122,22 @@ def next_move(outcome: Outcome) -> Move:
         case Released():
             return GiveBack()
         case Mismatched(reason):
-            return GiveBack(MISMATCH_DELAY_S, reason)
+            return _put_off(reason, before)
         case _:
             assert_never(outcome)
+
+
+def _put_off(reason: str, before: str | None) -> GiveBack:
+    """
+    For half a minute, doubling up to ten minutes while the reason stays the same.
+
+    The reason itself says how often: whatever else happens to the run replaces it, and so does a deploy for which the
+    code fits in another way no better.
+    """
+    times = 1
+    if before is not None:
+        counted = _TIMES.fullmatch(before)
+        if (counted[1] if counted else before) == reason:
+            times = 1 + (int(counted[2]) if counted else 1)
+    delay_s = min(FIRST_MISMATCH_S * 2 ** min(times - 1, 10), LONGEST_MISMATCH_S)
+    return GiveBack(delay_s, reason if times == 1 else f"{reason} (put off {times} times)")

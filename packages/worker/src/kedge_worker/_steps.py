@@ -87,13 +87,13 @@ class Steps(Operations):
                         await self._interrupted(of, key, branch)
                         raise
                     attempts = attempts or Attempts(execution, of, key, definition)
-                    await self._failed(error, attempts, branch, started)
+                    await self._failed(error, attempts, branch, started, inputs)
                 except _STOPS:
                     raise
                 except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
                     of_value = returned and isinstance(error, PayloadError)
                     attempts = attempts or Attempts(execution, of, key, definition)
-                    await self._failed(error, attempts, branch, started, of_value=of_value)
+                    await self._failed(error, attempts, branch, started, inputs, of_value=of_value)
                 served = await attempts.pause(self._server(of, branch))
                 if served.kept is not None:
                     return self.outcome(served, key, functools.partial(execution.recall, definition=definition))
@@ -137,13 +137,13 @@ class Steps(Operations):
                     if cancellations() or execution.closed:
                         await self._interrupted("t", key, branch)
                         raise
-                    await self._failed(error, attempts, branch, started)
+                    await self._failed(error, attempts, branch, started, inputs)
                 except LeaseLostError:
                     raise execution.lose() from None
                 except _STOPS:
                     raise
                 except BaseException as error:  # noqa: BLE001  # as in a step
-                    await self._failed(error, attempts, branch, started, of_value=body.returned)
+                    await self._failed(error, attempts, branch, started, inputs, of_value=body.returned)
                 await attempts.pause(self._server("t", branch))
             attempts.close()
             await self._hand_out(seq, "t", key, branch)
@@ -152,7 +152,14 @@ class Steps(Operations):
             execution.leave(here)
 
     async def _failed(
-        self, error: BaseException, attempts: Attempts, branch: Branch, started: float, *, of_value: bool = False
+        self,
+        error: BaseException,
+        attempts: Attempts,
+        branch: Branch,
+        started: float,
+        inputs: tuple[bytes, ...],
+        *,
+        of_value: bool = False,
     ) -> None:
         """Return if another attempt follows the failed one; else keep the error, and raise what the handler gets."""
         execution = self._execution
@@ -163,8 +170,9 @@ class Steps(Operations):
             info = attempts.describe(final, of_value=of_value)
             took_ms = int((time.monotonic() - started) * 1000)
             data = encode_error(info)
-            await self._keep_in_turn("f", attempts.of, attempts.key, branch, data, took_ms, beside=attempts.close)
-            raise execution.rebuilt(info, attempts.key, attempts.definition) from final
+            of, key = attempts.of, attempts.key
+            await self._keep_in_turn("f", of, key, branch, data, took_ms, inputs, beside=attempts.close)
+            raise execution.rebuilt(info, key, attempts.definition) from final
 
     def _server(self, of: Operation, branch: Branch) -> Callable[[Wait], Awaitable[Served]]:
         return functools.partial(self.serve, of=of, branch=branch)
