@@ -42,7 +42,8 @@ BREAKS: Final[dict[str, tuple[str, str, bool]]] = {
     "has 2 outcomes": (
         "I9",
         (
-            f"insert into kedge.journal select {WAITING}, now(), s, 1, 0, 'd', 'nap', '', '' from generate_series(1, 2) s;"
+            f"insert into kedge.journal select {WAITING}, now(), s, 1, 0, 'd', 'nap', '', ''"
+            " from generate_series(1, 2) s;"
             " update kedge.runs set next_seq = 3"
         ),
         False,
