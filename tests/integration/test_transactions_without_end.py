@@ -97,3 +97,4 @@ async def test_nobody_settles_a_commit_beyond_the_lease(
         with pytest.raises(LeaseLostError):
             await transacting
         assert (step.calls, ledger(db)) == (1, 0)
+        own.proxy.thaw()
