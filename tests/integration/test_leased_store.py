@@ -24,7 +24,7 @@ NOTHING = Batch()
 
 
 async def claimed(writer: Writer, limit: int = 100) -> list[LiveRun]:
-    answer = await writer.store.flush(NOTHING, ClaimRequest(limit, lanes()))
+    answer = await writer.store.flush(NOTHING, ClaimRequest(limit, lanes(), {}))
     assert answer.claim is not None
     return [live(run) for run in answer.claim.runs]
 
@@ -57,9 +57,9 @@ async def test_a_claim_brings_input_and_memo_in_the_order_of_the_journal(databas
 async def test_a_claim_says_who_wants_the_run_ended_and_whether_there_is_mail(database_url: str, db: Session) -> None:
     (first,) = moves.started(db)
     async with open_store(database_url) as writer:
-        without = await writer.store.flush(NOTHING, ClaimRequest(1, lanes()))
+        without = await writer.store.flush(NOTHING, ClaimRequest(1, lanes(), {}))
         moves.cancel(db, first)
-        beside = await writer.store.flush(NOTHING, ClaimRequest(1, lanes()))
+        beside = await writer.store.flush(NOTHING, ClaimRequest(1, lanes(), {}))
 
     assert without.claim is not None
     assert beside.claim is not None
@@ -73,13 +73,13 @@ async def test_a_claim_answers_the_highest_place_of_each_lane_but_not_beside_due
     moves.started(db, 2)
     moves.started(db, 1, workflow="other")
     async with open_store(database_url) as writer:
-        answer = await writer.store.flush(NOTHING, ClaimRequest(4, lanes(moves.WORKFLOW, "other")))
+        answer = await writer.store.flush(NOTHING, ClaimRequest(4, lanes(moves.WORKFLOW, "other"), {}))
         assert answer.claim is not None
         last = answer.claim.runs[-1]
         moves.started(db, 2)
         moves.started(db, 1, delay_s=0)
         db.rows("update kedge.runs set state = 'w', due_at = now() where state = 'p' and workflow = 'other'")
-        beside = await writer.store.flush(NOTHING, ClaimRequest(1, lanes(moves.WORKFLOW, "other")))
+        beside = await writer.store.flush(NOTHING, ClaimRequest(1, lanes(moves.WORKFLOW, "other"), {}))
 
     places = dict(db.rows("select id, seq from kedge.runs"))
     assert answer.claim.highest == {moves.LANE: (0, places[last.id])}
@@ -109,7 +109,7 @@ async def test_one_flush_keeps_ends_gives_back_and_claims_in_one_round_trip(data
 
         answer = await writer.store.flush(
             batch((keeping, 2, None), (ending, 1, COMPLETED), (failing, 0, FAILED), (released, 1, GiveBack(60, "why"))),
-            ClaimRequest(10, lanes()),
+            ClaimRequest(10, lanes(), {}),
         )
 
         commits = proxy.commits - before
@@ -147,7 +147,7 @@ async def test_a_flush_of_a_worker_whose_row_is_gone_stores_nothing(database_url
         moves.take_back(db)
 
         with pytest.raises(psycopg.Error) as lost:
-            await writer.store.flush(batch((run, 1, COMPLETED)), ClaimRequest(1, lanes()))
+            await writer.store.flush(batch((run, 1, COMPLETED)), ClaimRequest(1, lanes(), {}))
 
         assert lost.value.sqlstate == "KE001"
         assert moves.status(db, run.claimed.id) == "pending"
