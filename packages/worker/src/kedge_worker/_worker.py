@@ -140,6 +140,7 @@ class Worker:
         async with self._one_life() as life:
             while True:
                 life.progress.clear()
+                await life.sweeper.expire()
                 await life.courier.sort_all()
                 answer = await life.claimer.look()
                 if answer.runs or await life.store.has_mail() or life.progress.is_set():
