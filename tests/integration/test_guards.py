@@ -15,9 +15,9 @@ import pytest
 
 from kedge.schema import functions, render
 from kedge_worker import _leased_store, _statements, _transactions
+from kedge_worker.testing import Clock
 from tests import moves
 from tests import sessions as sessions_module
-from kedge_worker.testing import Clock
 from tests.contract import test_state_machine as machine
 from tests.integration import test_interleavings_claim as claim
 from tests.integration import test_interleavings_inbox as inbox

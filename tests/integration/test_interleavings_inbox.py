@@ -429,5 +429,5 @@ async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = N
     return letters
 
 
-def _everything(queue: str, workflow: str) -> bool:  # noqa: ARG001  # as the courier asks
+def _everything(queue: str, workflow: str) -> bool:
     return True
