@@ -64,6 +64,24 @@ async def test_more_runs_than_a_batch_holds_end_when_their_time_is_up_and_their_
     assert set(bench.told) == {"sent"}
 
 
+async def test_a_run_whose_end_is_refused_keeps_nobody_else_from_meeting_its_deadline(
+    bench: Bench, db: Session
+) -> None:
+    bad, *good = moves.started(db, 4)
+    for run in (bad, *good):
+        set_deadline(db, run, -1)
+    db.rows("create function refuse() returns trigger language plpgsql as $$ begin raise 'not this one'; end $$")
+    db.rows(
+        f"create trigger refuse before insert on kedge.finished for each row when (new.id = '{bad}')"
+        " execute function refuse()"
+    )
+
+    ended = [await bench.sweeper.expire() for _ in range(2)]
+
+    assert ended == [3, 0]
+    assert moves.statuses(db) == {bad: "pending", **dict.fromkeys(good, "failed")}
+
+
 async def test_a_worker_rings_whoever_waits_for_a_run_whose_time_is_up(bench: Bench, db: Session) -> None:
     (run,) = moves.started(db)
     set_deadline(db, run, -1)
