@@ -62,10 +62,13 @@ def map_work(fn: Any, items: Any, limit: object, *, is_sync: bool = False) -> Ma
     """
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise InvalidOptionError(f"limit={shown(limit)}: give a whole number from 1, or None")
-    if not hasattr(type(items), "__iter__") and not hasattr(type(items), "__getitem__"):
-        raise HandlerUseError(f"map: {shown(items)} are no items: give a list, or something else to iterate over")
     makes = _makes(fn, is_sync=is_sync)
-    return MapWork(fn, makes, list(items), limit)
+    try:
+        iterator = iter(items)
+    except TypeError:
+        advice = "give a list, or something else to iterate over"
+        raise HandlerUseError(f"map: {shown(items)} are no items: {advice}") from None
+    return MapWork(fn, makes, list(iterator), limit)
 
 
 def _makes(fn: Any, *, is_sync: bool) -> Makes:
