@@ -558,6 +558,14 @@ async def test_the_handlers_own_timeout_interrupts_the_wait_for_the_next_attempt
     assert body.calls == 1
 
 
+async def test_a_step_may_have_any_timeout_of_the_handlers_around_its_attempts() -> None:
+    async def handler(ctx: Context) -> int:
+        async with asyncio.timeout(1000):
+            return await ctx.step("a", Script(ValueError(), 7), retry=AT_ONCE)
+
+    assert (await live(handler))[0] == 7
+
+
 async def test_the_loser_of_a_race_leaves_no_attempt_behind() -> None:
     async def handler(ctx: Context) -> Any:
         return await ctx.first("race", ctx.step("a", Script(ValueError()), retry=IN_AN_HOUR), ctx.sleep("late", 0.01))

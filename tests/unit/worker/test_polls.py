@@ -15,6 +15,7 @@ from kedge.errors import (
     InvalidDurationError,
     InvalidOptionError,
     NotEncodableError,
+    RawTimeoutError,
     StepFailedError,
     StepTimedOutError,
     TooLargeError,
@@ -639,6 +640,19 @@ async def test_the_handlers_own_timeout_interrupts_it_also_on_replay() -> None:
         assert lives.journal.keys(claimed.id) == [("x", "p")]
         assert lives.journal.waits(claimed.id) == ()
         assert lives.result(await lives.again(claimed)) == "gave up"
+
+
+async def test_a_raw_timeout_that_is_too_long_for_a_wait_is_refused_before_the_first_check() -> None:
+    body = Checks(1)
+
+    async def handler(ctx: Context) -> str:
+        async with asyncio.timeout(1000):
+            with pytest.raises(RawTimeoutError) as caught:
+                await ctx.poll("p", body, every="1m")
+            return str(caught.value)
+
+    assert "give the wait itself its timeout=" in await only_result(handler)
+    assert body.calls == 0
 
 
 async def test_polls_of_branches_and_a_race_of_polls() -> None:

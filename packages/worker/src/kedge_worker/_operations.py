@@ -34,6 +34,9 @@ _LONG_S: Final = 60.0
 _WAITS: Final = frozenset({"e", "d", "p", "u", "c", "n"})
 """Operations that may have an open wait."""
 
+_ATTEMPT: Final = "r"
+"""A wait within a step, which may have any timeout around it."""
+
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
@@ -87,7 +90,7 @@ class Operations:
         waits = execution.open_waits()
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  # this is a coroutine
-        if not execution.is_sync:
+        if not execution.is_sync and wait.kind != _ATTEMPT:
             check_raw_timeout(task)
         served: Served | None = None
         is_stored = waits.begin(wait)

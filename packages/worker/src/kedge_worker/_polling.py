@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import logging
@@ -21,6 +22,7 @@ from kedge_worker._not_yet import NotYet
 from kedge_worker._outcomes import Mismatched
 from kedge_worker._side_writes import OPEN_WAITS
 from kedge_worker._signals import ReplayMismatch
+from kedge_worker._suspension import check_raw_timeout
 from kedge_worker._time_ups import PollTimeUp
 from kedge_worker._waits import KEY_SLOT, Kept, Wait
 
@@ -188,9 +190,12 @@ class Polling(Attempts):
 
     def _begin(self) -> None:
         """Its limit is counted from now, whatever becomes of the first check."""
-        limit = self._terms.timeout
+        execution, limit = self.execution, self._terms.timeout
+        task = asyncio.current_task()
+        if task is not None and not execution.is_sync:
+            check_raw_timeout(task)  # before the first check, not when the first pause begins
         if limit is not None:
-            execution, limit_s = self.execution, limit.total_seconds()
+            limit_s = limit.total_seconds()
             self._until = execution.loop.time() + limit_s
             self.is_open = True
             # Due at once: a life that finds it makes its first check.
