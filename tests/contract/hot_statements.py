@@ -10,6 +10,7 @@ from kedge.ids import new_run_id
 from kedge_client import _letter_statements as letters
 from kedge_client import _statements as client
 from kedge_worker import _statements as worker
+from kedge_worker import _upkeep as upkeep
 from tests.contract import crowd
 
 BATCH: Final = 50
@@ -222,6 +223,14 @@ HOT: Final[dict[str, Hot]] = {
         touches=4 * BATCH,
     ),
     "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1, []), blocks=50),
+    # Each worker asks this every second or two, and nearly always nobody is there.
+    "solo runs": Hot(
+        side="control",
+        statement=upkeep.HAS_SOLO_RUNS,
+        arguments=([crowd.QUEUE] * 3, list(crowd.WORKFLOWS), "3 seconds"),
+        by={"runs_ready", "runs_due"},
+        touches=1,
+    ),
     "unwatch": Hot(
         side="client",
         within=("unwatch_v1", "delete from kedge.watchers"),

@@ -7,26 +7,28 @@ from typing import Final
 EXPIRE_RUNS: Final = "select ended, owners from kedge.expire_runs(%(limit)s)"
 
 # Whether something can be claimed in the solo lanes of these queues for as long as that. Nearly always there is no such
-# run in the whole database, which takes one look into each of two indexes.
+# run in the whole database, which takes one look into each of two indexes: the lanes are asked only behind a find.
 HAS_SOLO_RUNS: Final = """
-    select exists (
-        select 1
+    select coalesce((
+        select exists (
+            select 1
+              from unnest(%(queues)s::text[]) as q
+             cross join unnest(%(workflows)s::text[]) as w
+             cross join lateral (
+                   (select 1 from kedge.runs r
+                     where r.state = 'p' and r.queue = kedge.solo_lane(q) and r.workflow = w
+                       and r.since <= kedge.clock() - %(patience)s::interval limit 1)
+                   union all
+                   (select 1 from kedge.runs r
+                     where r.state = 'w' and r.due_at <= kedge.clock() - %(patience)s::interval
+                       and r.queue = kedge.solo_lane(q) and r.workflow = w limit 1)) run)
           from ((select 1 from kedge.runs r
                   where r.state = 'p' and r.queue >= '!solo ' and r.queue < '!solo!' limit 1)
                 union all
                 (select 1 from kedge.runs r
                   where r.state = 'w' and r.due_at is not null and r.queue >= '!solo ' and r.queue < '!solo!'
                   limit 1)) found
-         cross join unnest(%(queues)s::text[]) as q
-         cross join unnest(%(workflows)s::text[]) as w
-         cross join lateral (
-               (select 1 from kedge.runs r
-                 where r.state = 'p' and r.queue = kedge.solo_lane(q) and r.workflow = w
-                   and r.since <= kedge.clock() - %(patience)s::interval limit 1)
-               union all
-               (select 1 from kedge.runs r
-                 where r.state = 'w' and r.due_at <= kedge.clock() - %(patience)s::interval
-                   and r.queue = kedge.solo_lane(q) and r.workflow = w limit 1)) run)
+         limit 1), false)
 """
 
 HAS_WORKER: Final = "select exists (select 1 from kedge.workers where id = %(worker)s)"
