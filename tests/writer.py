@@ -135,6 +135,9 @@ class Writer:
     def sent(self, batch: Batch) -> None:
         """Nobody is rung."""
 
+    def has_mail(self) -> None:
+        """Nobody sorts here."""
+
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.refusals.append((run, error))
         self._tell()

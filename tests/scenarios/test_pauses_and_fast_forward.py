@@ -102,35 +102,31 @@ async def test_a_pending_run_can_be_paused_before_anybody_takes_it(play: Stage) 
     assert run.result(timeout=0) == 1
 
 
-async def test_a_run_that_works_pauses_behind_its_step_and_repeats_nothing(database_url: str) -> None:
-    begun, may_end = asyncio.Event(), asyncio.Event()
-    bodies: list[str] = []
+async def test_a_run_that_works_pauses_between_two_steps_and_repeats_nothing(database_url: str) -> None:
+    bodies: list[int] = []
+    is_resumed = asyncio.Event()
 
-    async def body(name: str) -> str:
-        bodies.append(name)
-        begun.set()
-        await may_end.wait()
-        return name
+    async def body(number: int) -> int:
+        bodies.append(number)
+        if not is_resumed.is_set():
+            await asyncio.sleep(0.01)
+        return number
 
-    async def handler(ctx: Context) -> list[str]:
-        return [await ctx.step("one", body, "one"), await ctx.step("two", body, "two")]
+    async def handler(ctx: Context) -> int:
+        return sum([await ctx.step("one", body, number) for number in range(1000)])
 
     ref, made = handled(handler)
     async with AsyncClient.connect(database_url) as client, Worker(database_url, workflows=[made]):
         run = await client.start(ref())
-        await begun.wait()
         await run.pause()
-        async for event in client.watch(run):
-            if event.kind == "note":
-                break
-        may_end.set()
         while await run.status() != "paused":
             await asyncio.sleep(0.01)
-        assert bodies == ["one"]
+        assert len(bodies) < 1000
 
+        is_resumed.set()
         await run.resume()
-        assert await run.result(timeout=20) == ["one", "two"]
-        assert bodies == ["one", "two"]
+        assert await run.result(timeout=30) == sum(range(1000))
+        assert bodies == list(range(1000))
 
 
 async def test_a_cancel_ends_a_paused_run(play: Stage) -> None:
@@ -210,3 +206,23 @@ async def test_the_named_wait_is_fast_forwarded_and_no_other(play: Stage) -> Non
     await play.go_on()
 
     assert run.result(timeout=0) == [1, 2]
+
+
+async def test_a_handler_that_catches_every_cancellation_does_not_hold_the_worker(play: Stage) -> None:
+    async def stubborn(ctx: Context) -> None:
+        while True:
+            try:
+                await ctx.wait_for("w", approved)
+            except asyncio.CancelledError:
+                pass
+
+    async def innocent(ctx: Context) -> int:
+        return ctx.attempt
+
+    (stay, made), (pass_by, made_innocent) = handled(stubborn, name="stubborn"), handled(innocent, name="innocent")
+    play.cast(made, made_innocent)
+    staying = await play.play(stay())
+    passing = await play.play(pass_by())
+
+    assert passing.result(timeout=0) == 1
+    assert staying.status() == "waiting"

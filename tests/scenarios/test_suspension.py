@@ -156,10 +156,6 @@ async def test_a_timer_of_a_sibling_ends_in_time_beside_a_long_step(play: Stage)
     assert bell.bodies == 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the attendant sleeps until somebody rings when nothing waited as it lay down, and a sleep rings nobody",
-)
 async def test_the_databases_clock_ends_a_timer_beside_a_long_step(play: Stage, clock: Clock) -> None:
     bell = Bell()
     ref, made = handled(naps_beside(bell, "1m"))

@@ -42,7 +42,7 @@ class Attendant:
     async def run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PERIOD_S if self._waiting else None):
+                async with asyncio.timeout(_PERIOD_S):
                     await self._bell.wait()
             rang = self._bell.is_set()
             self._bell.clear()

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 from kedge.errors import StepFailedError
 from kedge.failures import kind_of
@@ -19,7 +19,7 @@ from kedge_worker._outcomes import Mismatched, Operation, Outcome, Released, Row
 from kedge_worker._run_clock import RunClock
 from kedge_worker._runs import ChildStarts, Journal, LiveRun, Transactions
 from kedge_worker._side_writes import SET_METADATA
-from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch
+from kedge_worker._signals import ClosedError, LeaseLostError, ReplayMismatch, StubbornHandler
 from kedge_worker._turns import LIVE, Turns
 from kedge_worker._waits import Kept, RunWaits
 
@@ -37,6 +37,10 @@ _WAITS: Final = {
     "u": "a pause",
     "n": "a child's start",
 }
+
+
+_MOST_REFUSALS: Final = 1000
+"""A handler that catches cancellations and asks again, for ever, would hold the event loop."""
 
 
 class Owner(Protocol):
@@ -86,6 +90,7 @@ class Execution(KeptValues):
         "owner",
         "parking",
         "patches",
+        "refusals",
         "pausing",
         "replaying",
         "retry",
@@ -162,6 +167,7 @@ class Execution(KeptValues):
         """The next look whether it can be parked."""
         self.deadline: asyncio.TimerHandle | None = None
         self.patches: dict[str, bool] = {}
+        self.refusals = 0
         self.metadata: dict[str, Any] | None = None
         """What the start said and the handler has set; None: not asked for yet."""
         self.unkept_metadata: bytes | None = None
@@ -208,8 +214,14 @@ class Execution(KeptValues):
         if self.pausing:
             self.leave_for_pause()
         if self.closed:
-            raise ClosedError
+            self._refuse()
         return here
+
+    def _refuse(self) -> NoReturn:
+        self.refusals += 1
+        if self.refusals > _MOST_REFUSALS:
+            raise StubbornHandler
+        raise ClosedError
 
     def pause(self) -> None:
         """Somebody pauses the run: operations that are under way end, and no other one begins."""

@@ -57,6 +57,9 @@ class FlushEvents(Protocol):
     def sent(self, batch: Batch) -> None:
         """Letters or children of this batch are there for whoever takes them."""
 
+    def has_mail(self) -> None:
+        """There are letters that nobody has sorted."""
+
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         """The database refuses the data of this run, and of this run only."""
 
@@ -224,6 +227,8 @@ class Flusher:
                 batch = _NOTHING
             else:
                 batch = await self._settle_or_reconnect(batch)
+            if answer.has_mail:
+                self._events.has_mail()
             if answer.claim is not None:
                 self._claim_pause.succeeded()
                 self._events.claimed(answer.claim)

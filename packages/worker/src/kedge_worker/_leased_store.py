@@ -22,6 +22,7 @@ from kedge_worker._statements import (
     CHARGE,
     CLAIM,
     END,
+    HAS_MAIL,
     HOLD_WORKER,
     KEEP,
     LOCK_MOVING,
@@ -57,6 +58,7 @@ _STATEMENTS: Final = {
     "KEEP": KEEP,
     **{side.name: side.sql for side in SIDE_WRITES},
     "END": END,
+    "HAS_MAIL": HAS_MAIL,
     "PARK": PARK,
     "RETRY_LATER": RETRY_LATER,
     "RELEASE": RELEASE,
@@ -80,6 +82,8 @@ class FlushAnswer:
 
     kept: int
     moved: int
+    has_mail: bool
+    """There are letters to be sorted: perhaps some that this flush has written, such as a child's end to its parent."""
     claim: ClaimAnswer | None
 
 
@@ -171,12 +175,16 @@ class LeasedStore:
             calls += self._claim(claim)
         # Last, and in no transaction that writes data: NOTIFY holds one lock of the whole server across its commit.
         calls += self._bells(batch)
+        looks = claim is None and bool(batch.moves)  # a claim looks by itself
+        if looks:
+            calls.append(Call(self._statements["HAS_MAIL"]))
         results = await self._roundtrip(calls)
         if writes:
             _check_commit(results[committed_at])
         return FlushAnswer(
             kept=(results[kept_at].command_tuples or 0) if kept_at is not None else 0,
             moved=sum(int_of(results[at], 0, 0) for at in range(first_move, committed_at)) if writes else 0,
+            has_mail=looks and value_of(results[-1], 0, 0) == b"\x01",
             claim=None
             if claim is None
             else read_claim(claim, results[claimed_at], *results[claimed_at + 2 : claimed_at + 5]),

@@ -293,6 +293,10 @@ class Life:
         for queue, workflow in batch.started_lanes():
             self._started(queue, workflow)
 
+    def has_mail(self) -> None:
+        self.courier.ring()
+        self.progress.set()
+
     def refused(self, run: LiveRun, error: PostgresError) -> None:
         self.executor.fail(run, error)
         if run.lost:  # not even its failure can be stored

@@ -13,6 +13,10 @@ class ClosedError(asyncio.CancelledError):
     """
 
 
+class StubbornHandler(BaseException):  # a signal, not an error of the handler
+    """The run has left, and its handler has been told so a thousand times: it catches every cancellation."""
+
+
 class LeaseLostError(BaseException):
     """Another worker owns the run by now; nothing that is computed here may be kept."""
 

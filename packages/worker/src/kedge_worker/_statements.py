@@ -42,7 +42,7 @@ HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 
 # Takes up to $6 runs. Candidates are read without locks, a lane (queue, workflow) at a time from its floor on; then
 # just these are locked, skipping what somebody else holds. When ready and due runs compete, neither kind gets
-# more than three quarters. A run with an unsorted cancel is left to the courier.
+# more than three quarters. A run with an unsorted cancel or pause is left to the courier.
 # One row comes back even when nothing was claimed (its id is null), so that the ids always reach the setting
 # that READ_CLAIMED looks into: behind the commit, since a transaction that holds locks never sends payloads.
 # $7 are the timeouts of the lanes' definitions, null when none has one: a run that says nothing of its own gets it with
@@ -78,7 +78,7 @@ CLAIM: Final = """
         select r.id from kedge.runs r
          where r.id = any (array(select id from picked))
            and (r.state = 'p' or r.state = 'w' and r.due_at <= kedge.clock())
-           and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind = 'x' offset 0)
+           and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind in ('x', 's') offset 0)
            for update of r skip locked),
     claimed as (
         update kedge.runs r
