@@ -6,6 +6,7 @@ from typing import Final
 
 from kedge.ids import new_run_id
 from kedge_client import _statements as client
+from kedge_worker import _statements as worker
 from tests.contract import crowd
 from tests.contract.hot_statements import BATCH, OWN, STARTED, Hot
 
@@ -103,6 +104,25 @@ HOT_STARTS: Final[dict[str, Hot]] = {
         arguments=(OWN, [True] * BATCH, [True] * BATCH),
         by={"runs_pkey"},
         touches=BATCH,
+    ),
+    "start a child alone": Hot(
+        side="control",
+        statement=worker.START_ALONE,
+        # In the order in which the statement names them: the parent, the child's id, its terms, its policy.
+        arguments=(
+            *(crowd.run_id("running", 3), crowd.EPOCH, crowd.WORKER, new_run_id(), "order", crowd.QUEUE, 0, b"\x01"),
+            *(b"", "child-1", b"\0" * 24, "return", None, None, None, None, None, None, True),
+        ),
+        by={"runs_pkey"},
+        touches=1,
+        blocks=100,
+    ),
+    "start a child alone: it goes with its parent": Hot(
+        side="control",
+        statement=worker.MIND_DEPENDENT,
+        arguments=(crowd.run_id("running", 3), crowd.EPOCH, crowd.WORKER),
+        by={"runs_pkey"},
+        touches=1,
     ),
     "rerun": Hot(
         side="client",
