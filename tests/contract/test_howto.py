@@ -22,7 +22,6 @@ from kedge_worker.testing import PostgresServer
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 FENCE = re.compile(r"^```(\S*)[^\S\n]*(.*)\n((?s:.*?))^```$", re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 
 
 def module_of(page: Path) -> str:
@@ -87,19 +86,3 @@ def test_the_tests_of_a_page_pass(page: Path, tmp_path: Path, postgres: Postgres
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def links() -> list[tuple[Path, str]]:
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("deploy/*.md")]
-    return [
-        (page, link)
-        for page in sorted(pages)
-        for link in LINK.findall(FENCE.sub("", page.read_text("utf-8")))
-        if "://" not in link
-    ]
-
-
-def test_every_link_between_pages_leads_somewhere() -> None:
-    dead = [f"{page.relative_to(ROOT)}: {link}" for page, link in links() if not (page.parent / link).exists()]
-
-    assert dead == []
