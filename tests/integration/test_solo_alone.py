@@ -18,7 +18,7 @@ from kedge_worker._solo import Target
 from tests import moves
 from tests.sessions import Session
 
-PATIENCE_S: Final = 20.0
+PATIENCE_S: Final = 60.0
 
 order = WorkflowRef(moves.WORKFLOW, str, str)
 
@@ -101,11 +101,15 @@ async def test_a_worker_that_no_child_can_import_executes_a_solo_run_when_it_is_
         async with asyncio.timeout(PATIENCE_S):
             await is_waiting.wait()
 
+        while_it_waits = list(bench.said)
+        bench.let_end("before")
+        await bench.hear("solo0 begins")
         after = await client.start(order("after"))
-        bench.let_end("before", "after", "solo0", "solo1")
+        bench.let_end("after", "solo0", "solo1")
         results = [await handle.result(timeout=PATIENCE_S) for handle in (before, after)]
 
     assert results == ["before", "after"]
+    assert while_it_waits == ["before begins"]
     assert bench.said == [
         f"{name} {what}" for name in ("before", "solo0", "solo1", "after") for what in ("begins", "ends")
     ]
