@@ -25,7 +25,7 @@ def start(workers: Crew) -> "subprocess.Popen[bytes]":
 def start_until_it_is_solo(workers: Crew) -> "subprocess.Popen[bytes]":
     """Two workers that die of a run, one after the other; answers the third, which has it executed by a child."""
     for _ in range(2):
-        start(workers).wait(timeout=30)
+        start(workers).wait(timeout=60)
     return start(workers)
 
 
@@ -40,8 +40,8 @@ def test_a_handler_that_kills_its_process_fails_after_two_deaths_among_others_an
         survivor = start_until_it_is_solo(workers)
 
         with pytest.raises(RunCrashedError) as caught:
-            bad.result(timeout="30s")
-        assert [run.result(timeout="30s") for run in runs] == [f"i{n}" for n in range(20)]
+            bad.result(timeout="60s")
+        assert [run.result(timeout="60s") for run in runs] == [f"i{n}" for n in range(20)]
         deaths = [body.rpartition(" ")[0] for body in workers.bodies() if body.startswith("death")]
         assert deaths == ["death in shared"] * 2 + ["death in solo"] * 3
         assert survivor.poll() is None
@@ -62,9 +62,9 @@ def test_a_run_that_crashed_twice_with_a_neighbour_gets_on_alone_and_returns_to_
 
         start_until_it_is_solo(workers)
 
-        assert bystander.result(timeout="30s") == "solo, then shared"
+        assert bystander.result(timeout="60s") == "solo, then shared"
         with pytest.raises(RunCrashedError):
-            bad.result(timeout="30s")
+            bad.result(timeout="60s")
         assert count(conn, "select crashes from kedge.finished where status = 'c' and queue = 'default'") == 0
         slow_bodies = [body for body in workers.bodies() if body.startswith("slow")]
         assert slow_bodies == ["slow in shared 0", "slow in solo 0"]
@@ -76,7 +76,7 @@ def test_a_handler_that_stops_killing_completes_alone(database_url: str, conn: p
 
         start_until_it_is_solo(workers)
 
-        assert run.result(timeout="30s") == "survived in solo"
+        assert run.result(timeout="60s") == "survived in solo"
         assert client.get(run).crashes == 3
         wait_until(lambda: count(conn, "select count(*) from kedge.workers") == 1, "the child has left")
 
@@ -214,9 +214,9 @@ def test_a_run_whose_end_the_database_refuses_is_not_executed_for_ever(
         start(workers)
 
         with pytest.raises(RunCrashedError):
-            bad.result(timeout="30s")
+            bad.result(timeout="60s")
 
-        assert [run.result(timeout="30s") for run in runs] == [f"i{n}" for n in range(20)]
+        assert [run.result(timeout="60s") for run in runs] == [f"i{n}" for n in range(20)]
         assert client.get(bad).crashes == 5
 
 
@@ -230,9 +230,9 @@ def test_a_run_whose_input_is_damaged_stops_nobody_else(breakable_postgres: Post
         start(workers)
 
         with pytest.raises(RunCrashedError):
-            bad.result(timeout="30s")
+            bad.result(timeout="60s")
 
-        assert [run.result(timeout="30s") for run in runs] == [f"i{n}" for n in range(20)]
+        assert [run.result(timeout="60s") for run in runs] == [f"i{n}" for n in range(20)]
 
 
 def lose_large_values_of_the_journal(server: PostgresServer) -> None:

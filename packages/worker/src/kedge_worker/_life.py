@@ -119,7 +119,7 @@ class Life:
             ask=self.executor.ask,
             sorted_some=self.claimer.ring,
             has_mail=self._look,
-            takes=self.claimer.takes,
+            takes=self._takes,
         )
         self._keeper = LeaseKeeper(
             settings.beat_conninfo(),
@@ -141,7 +141,7 @@ class Life:
             queues=settings.queues,
             workflows=registry.names,
             target=target,
-            work_alone=self._alone.work,
+            work_alone=self._work_alone,
             crashed=self._child_died,
         )
         self.sweeper = Sweeper(
@@ -316,6 +316,14 @@ class Life:
     def _look(self) -> None:
         self._attendant.ring()
 
+    def _takes(self, queue: str, workflow: str) -> bool:
+        return not self._alone.is_on and self.claimer.takes(queue, workflow)
+
+    async def _work_alone(self) -> None:
+        await self.store.wake_up()  # a start that rang this worker would wait until it is done
+        await self._alone.work()
+        self.claimer.ring()  # it takes itself for idle
+
     def _child_died(self) -> None:
         self.sweeper.ring()
 
@@ -339,7 +347,7 @@ class Life:
 
     def _started(self, queue: str, workflow: str) -> None:
         """A child can be claimed, by this worker if it has room."""
-        if self.claimer.takes(queue, workflow):
+        if self._takes(queue, workflow):
             self.claimer.ring()
             self.progress.set()
         else:
