@@ -136,6 +136,6 @@ async def undeclared() -> None:
     raise NotImplementedError
 
 
-@step(retry=3)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
+@step(tries=3)  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportCallIssue, reportUntypedFunctionDecorator]
 async def unknown_option() -> None:
     raise NotImplementedError
