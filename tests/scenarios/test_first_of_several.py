@@ -176,3 +176,23 @@ async def test_too_few_and_too_many_are_refused(play: Stage, count: int) -> None
     run = await play.play(ref(), made)
 
     assert run.result(timeout=0) == "refused"
+
+
+async def test_a_race_beside_another_branch_takes_what_is_there_before_its_run_leaves(play: Stage) -> None:
+    async def race(ctx: Context) -> list[Any]:
+        return list(
+            await ctx.first("race", ctx.wait_for("yes", yes), ctx.wait_for("no", no, timeout=0, default="late"))
+        )
+
+    async def handler(ctx: Context) -> list[Any]:
+        won, _ = await asyncio.gather(race(ctx), ctx.pause("end"))
+        return won
+
+    ref, made = handled(handler)
+    async with asyncio.timeout(20):
+        run = await play.play(ref(), made)
+    assert "~1/race first completed" in play.kinds(run)
+
+    run.resume()
+    await play.go_on()
+    assert run.result(timeout=0) == [1, "late"]

@@ -44,9 +44,14 @@ class Parking:
         waits = execution.open_waits()
         if waits.is_served:
             return  # a task goes on in a moment
+        if waits.serves_soon:
+            execution.parking = execution.loop.call_later(0, self._look, execution, pause_s, waited_s)
+            return
         nearest_s = waits.nearest_s()
         if nearest_s is not None and nearest_s < _SOON_S and self._linger_s():
-            execution.parking = execution.loop.call_later(nearest_s + _FIRST_PAUSE_S, self._look, execution, 0.0, 0.0)
+            # One whose time has come is ended by whoever looks at its mail: that may take as long as the database likes.
+            soon_s = max(nearest_s, 0.0) + _FIRST_PAUSE_S
+            execution.parking = execution.loop.call_later(soon_s, self._look, execution, 0.0, 0.0)
             return
         blocker = find_blocker(execution.branches, execution.waiting, bodies=execution.left_behind)
         if blocker is None:

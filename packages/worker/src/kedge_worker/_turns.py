@@ -138,7 +138,8 @@ class Turns:
                 self._look_each_round()
                 raise
             self._granted = None
-            if not self._is_awaited_by(place - 1):
+            # Since it was granted a wait may have been served, or somebody come who is to be before this one.
+            if not self._is_awaited_by(place - 1) and not self._follows_another(place):
                 break
         self.stir()
 

@@ -140,6 +140,8 @@ class RunWaits:
         self._known: set[UUID] = set()
         self._put(run.claimed.mail)
         self._claimed_at = loop.time()
+        self.serves_soon = False
+        """Waits of a race have begun, and are looked at in the event loop's next round."""
         self.open: dict[str, Wait] = {}
         """By key, in the order in which they began."""
         run.gate_opened = self.serve
@@ -192,6 +194,7 @@ class RunWaits:
             self._serve_begun(wait)
         else:
             # When the others have begun, too: one of them may know from an earlier life that it has won.
+            self.serves_soon = True
             self._loop.call_soon(self.serve)
         if is_stored or wait.future.done():
             return True
@@ -254,6 +257,7 @@ class RunWaits:
 
     def serve(self) -> None:
         """End the waits for which there is something, as far as outcomes may be kept now."""
+        self.serves_soon = False
         if self._run.gate is not None:
             return
         for mail in self._mail[:] if self._mail else ():
