@@ -32,7 +32,7 @@ async def handle(ctx: Context, order: Order) -> None:
     await ctx.poll("f", shipped(order), every="1m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await ctx.poll("g", shipped, order, every="1m", max_attempts="5")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
     await ctx.transaction("h", charge, timeout="1m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
-    answer: int = await ctx.poll("i", shipped, order, every="1m")  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType, reportArgumentType]
+    answer: int = await ctx.poll("i", shipped, order, every="1m")  # type: ignore[arg-type]  # pyright: ignore[reportAssignmentType]
     answer += 1
 
 
