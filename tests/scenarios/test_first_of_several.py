@@ -185,6 +185,7 @@ async def test_a_race_beside_another_branch_takes_what_is_there_before_its_run_l
         )
 
     async def handler(ctx: Context) -> list[Any]:
+        won: list[Any]
         won, _ = await asyncio.gather(race(ctx), ctx.pause("end"))
         return won
 

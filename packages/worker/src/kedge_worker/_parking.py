@@ -49,7 +49,7 @@ class Parking:
             return
         nearest_s = waits.nearest_s()
         if nearest_s is not None and nearest_s < _SOON_S and self._linger_s():
-            # One whose time has come is ended by whoever looks at its mail: that may take as long as the database likes.
+            # One whose time has come ends with a look at its mail: that may take as long as the database likes.
             soon_s = max(nearest_s, 0.0) + _FIRST_PAUSE_S
             execution.parking = execution.loop.call_later(soon_s, self._look, execution, 0.0, 0.0)
             return
