@@ -49,9 +49,35 @@ class PollState(msgspec.Struct, frozen=True, omit_defaults=True):
     failed: int = 0
     """How many have failed since then."""
     state: msgspec.Raw = msgspec.Raw(b"null")
-    """What the last one left for the next."""
+    """What the last one left for the next, in JSON."""
+
+    @classmethod
+    def of(cls, checks: int, failed: int, payload: bytes | None) -> PollState:
+        """Put it together; the payload is the state's."""
+        return cls(checks, failed) if payload is None else cls(checks, failed, msgspec.Raw(payload[1:]))
+
+    @property
+    def payload(self) -> bytes | None:
+        """The state as a payload; None: there is none."""
+        state = bytes(self.state)
+        return None if state == b"null" else JSON_CODEC + state
+
+    def encode(self) -> bytes:
+        """Turn it into bytes."""
+        return JSON_CODEC + _encode_state(self)
+
+    @classmethod
+    def decode(cls, data: bytes, *, where: str) -> PollState:
+        """
+        Read it back; fields of newer releases are skipped.
+
+        Raises:
+            NotDecodableError: The bytes are damaged.
+        """
+        return _decode_state(data, where=where) if data else _BEGUN
 
 
+_BEGUN: Final = PollState()
 _encode_state: Final = msgspec.json.Encoder().encode
 _decode_state: Final[Decode[PollState]] = decoder(PollState)
 _decode_plain: Final[Decode[Any]] = decoder(Any)
@@ -207,12 +233,9 @@ class Polling(Attempts):
         limit_s = self.execution.open_waits().left_s(stored.limit_s)
         if limit_s is not None:
             self._until = self.execution.loop.time() + limit_s
-        if not stored.state:
-            return
         try:
-            kept = _decode_state(stored.state, where=self._where)
-            self._checks, self.failed = kept.checks, kept.failed
-            self._state = None if bytes(kept.state) == b"null" else JSON_CODEC + bytes(kept.state)
+            kept = PollState.decode(stored.state, where=self._where)
+            self._checks, self.failed, self._state = kept.checks, kept.failed, kept.payload
             self.bound(_nothing)
         except NotDecodableError as error:
             mismatch = ReplayMismatch(f"the kept {error}")
@@ -221,7 +244,6 @@ class Polling(Attempts):
             raise mismatch from None
 
     def _wait(self) -> Wait:
-        state = PollState(self._checks, self.failed, msgspec.Raw(b"null" if self._state is None else self._state[1:]))
         return Wait(
             self.wait_kind,
             self.key,
@@ -229,7 +251,7 @@ class Polling(Attempts):
             time_up=lambda: None,
             delay_s=self._delay_s,
             attempt=self._calls,
-            state=JSON_CODEC + _encode_state(state),
+            state=PollState.of(self._checks, self.failed, self._state).encode(),
         )
 
     def _read(self, mail: Mail) -> Kept | None:
