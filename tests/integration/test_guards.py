@@ -130,7 +130,7 @@ GUARDS: Final = [
     Guard(
         "unsorted cancels",
         "CLAIM",
-        "and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind = 'x' offset 0)",
+        "and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind in ('x', 's') offset 0)",
         "",
         lambda s: claim.test_a_run_with_an_unsorted_cancel_is_left_to_the_courier(s.open(), Clock(s.url), None),
     ),

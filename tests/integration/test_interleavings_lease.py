@@ -49,7 +49,7 @@ class Lease:
         self.losses.append(why)
         self._news.set()
 
-    def _asked(self, run: UUID, reason: str | None) -> None:
+    def _asked(self, run: UUID, request: str, reason: str | None) -> None:  # noqa: ARG002  # the only one is x
         self.asked.append((run, reason))
         self._news.set()
 
@@ -169,7 +169,13 @@ async def sweeper(url: str, found: list[None]) -> AsyncGenerator[Sweeper]:
     worker = UUID(int=1)
     store = Store(WorkerSettings(database_url=url).control_conninfo(), worker_id=worker, schema="kedge", timeout_s=5)
     try:
-        yield Sweeper(store, may_take_back=lambda: True, found=lambda: found.append(None))
+        yield Sweeper(
+            store,
+            may_take_back=lambda: True,
+            found=lambda: found.append(None),
+            found_solo=lambda: None,
+            sent=lambda: None,
+        )
     finally:
         await store.aclose()
 

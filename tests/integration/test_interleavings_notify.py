@@ -46,7 +46,7 @@ async def test_a_watcher_is_notified_after_the_ends_commit_and_not_before(
     (run,) = moves.started(db)
     client.rows(f"listen {CHANNEL}")
     async with FaultProxy(database_url) as proxy, open_store(proxy.url) as writer:
-        claim = await writer.store.flush(Batch(), ClaimRequest(1, lanes()))
+        claim = await writer.store.flush(Batch(), ClaimRequest(1, lanes(), {}))
         assert claim.claim is not None
         trap = proxy.set_trap(asks_commit, Fault.FREEZE)
         ending = asyncio.create_task(writer.store.flush(batch((live(claim.claim.runs[0]), 0, COMPLETED)), None))
@@ -75,9 +75,9 @@ async def test_a_watcher_is_notified_in_a_transaction_of_its_own(database_url: s
     for table, event in (("watchers", "delete"), ("runs", "update"), ("finished", "insert")):
         db.rows(f"create trigger note after {event} on kedge.{table} for each row execute function note()")
     async with open_store(database_url) as writer:
-        first = await writer.store.flush(Batch(), ClaimRequest(1, lanes()))
+        first = await writer.store.flush(Batch(), ClaimRequest(1, lanes(), {}))
         assert first.claim is not None
-        await writer.store.flush(batch((live(first.claim.runs[0]), 0, COMPLETED)), ClaimRequest(1, lanes()))
+        await writer.store.flush(batch((live(first.claim.runs[0]), 0, COMPLETED)), ClaimRequest(1, lanes(), {}))
 
     ended, notified, claimed = (
         db.value("select max(xid::text::bigint) from seen where what = $1", (table,))
@@ -318,7 +318,7 @@ async def test_what_is_given_back_wakes_a_sleeper_of_its_lane(database_url: str,
     moves.started(db, 2)
     moves.started(db, 1, workflow="invoice")
     async with open_store(database_url) as writer:
-        claim = await writer.store.flush(Batch(), ClaimRequest(3, lanes(moves.WORKFLOW, "invoice")))
+        claim = await writer.store.flush(Batch(), ClaimRequest(3, lanes(moves.WORKFLOW, "invoice"), {}))
         assert claim.claim is not None
         runs = [live(run) for run in claim.claim.runs]
         suitable = {sleeper(db), sleeper(db, workflows=["invoice"])}
@@ -333,7 +333,7 @@ async def test_what_is_given_back_wakes_a_sleeper_of_its_lane(database_url: str,
 async def test_what_will_be_due_later_wakes_nobody_now(database_url: str, db: Session) -> None:
     moves.started(db, 1)
     async with open_store(database_url) as writer:
-        claim = await writer.store.flush(Batch(), ClaimRequest(3, lanes()))
+        claim = await writer.store.flush(Batch(), ClaimRequest(3, lanes(), {}))
         assert claim.claim is not None
         worker = sleeper(db)
 
@@ -352,7 +352,9 @@ async def test_what_is_taken_back_wakes_a_sleeper_of_its_lane(database_url: str,
     control = WorkerSettings(database_url=database_url).control_conninfo()
     store = Store(control, worker_id=uuid4(), schema="kedge", timeout_s=5)
 
-    await Sweeper(store, may_take_back=lambda: True, found=lambda: None).sweep()
+    await Sweeper(
+        store, may_take_back=lambda: True, found=lambda: None, found_solo=lambda: None, sent=lambda: None
+    ).sweep()
     await store.aclose()
 
     assert heard(db) == [(channel_of(suitable), "")]

@@ -220,3 +220,16 @@ async def test_a_token_is_the_same_on_every_attempt(play: Stage, clock: Clock) -
 
     assert len(tokens) == 2
     assert len(set(tokens)) == 1
+
+
+async def test_a_run_has_at_most_ten_thousand_outcomes(play: Stage) -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        numbers = [await ctx.step("n", echo, number) for number in range(10_000)]
+        with pytest.raises(TooLargeError, match="10,000"):
+            await ctx.step("one too many", echo, 1)
+        return [len(numbers)]
+
+    ref, made = handled(handler)
+    run = await play.play(ref(), made)
+
+    assert run.result(timeout=0) == [10_000]

@@ -197,6 +197,7 @@ class TooLargeError(PayloadError):
 
 _INSTEAD: Final = {
     "bytes": "; keep large values in object storage and pass a reference",
+    "rows": "; let child runs do parts of it, each has a journal of its own",
     "unread events": "; send again when the run has read some with ctx.wait_for",
 }
 

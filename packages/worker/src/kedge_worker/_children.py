@@ -119,7 +119,7 @@ class Children(Starting):
             if row is not None:
                 child_id = await self._replay(row, "n", branch, here, functools.partial(self.recall_start, start))
             else:
-                execution.replaying = False
+                execution.begin_anew()
                 child_id = await self.begin(start, branch)
             return Child(start, child_id, self)
         finally:
@@ -140,7 +140,7 @@ class Children(Starting):
                 if here.race is not None and known.row.kind != "x":
                     here.race.is_decided = True
                 return await self._replay(known.row, known.of, branch, here, known.recall)
-            execution.replaying = False
+            execution.begin_anew()
             return await self.end_of_call(key, start, branch, known.child_id, here.race)
         finally:
             execution.leave(here)
@@ -155,7 +155,7 @@ class Children(Starting):
                 if here.race is not None and row.kind != "x":
                     here.race.is_decided = True
                 return await self._replay(row, "c", branch, here, self.recall_end(child_id, ref))
-            execution.replaying = False
+            execution.begin_anew()
             return await self.end(key, branch, child_id, ref, race=here.race)
         finally:
             execution.leave(here)
@@ -211,7 +211,7 @@ class Children(Starting):
         if child_id is not None:
             return await self.end(key, branch, child_id, start.request.ref, race=race)
         if starts_alone(start.request):
-            child_id = await self.begin_alone(start, branch, self.intend(start))
+            child_id = await self.begin_alone(start, branch, self.gate_opens())
             return await self.end(key, branch, child_id, start.request.ref, race=race)
         try:
             await self.gate_opens()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
-from kedge.errors import StepFailedError
+from kedge.errors import StepFailedError, TooLargeError
 from kedge.failures import kind_of
 from kedge.retry import NonRetryable, Retry
 from kedge.run_meta import RunMeta
@@ -39,6 +39,8 @@ _WAITS: Final = {
 }
 
 
+MAX_ROWS: Final = 10_000
+"""Outcomes of a run: each life reads them all. What goes on for longer starts child runs, or a new run of itself."""
 _MOST_REFUSALS: Final = 1000
 """A handler that catches cancellations and asks again, for ever, would hold the event loop."""
 
@@ -244,6 +246,18 @@ class Execution(KeptValues):
             if branches.turns is not None:
                 branches.turns.nudge()
         return here
+
+    def begin_anew(self) -> None:
+        """
+        An operation begins that no earlier life knows.
+
+        Raises:
+            TooLargeError: The run has as many outcomes as a run may have.
+        """
+        self.replaying = False
+        kept = self.run.next_seq - 1
+        if kept >= MAX_ROWS:
+            raise TooLargeError(f"journal of run {self.run.claimed.id}", kept + 1, MAX_ROWS, "rows")
 
     def leave(self, here: Branch) -> None:
         here.busy = False

@@ -13,7 +13,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_origin
 
-from kedge.errors import HandlerUseError, InvalidOptionError
+from kedge.errors import DomainError, HandlerUseError, InvalidOptionError, PayloadError, StepError
+from kedge.failures import encode_error
 from kedge.refs import RunRequest, WorkflowRef
 from kedge.result_types import MISSING, type_of_result
 from kedge.shown import shown
@@ -24,7 +25,7 @@ from kedge_worker._definitions import definition_of
 from kedge_worker._memo import RowMeta
 from kedge_worker._racing import unwind
 from kedge_worker._signals import ClosedError, NotAStep, ReplayMismatch
-from kedge_worker._starting import ChildStart, child_start
+from kedge_worker._starting import child_start
 from kedge_worker._steps import Steps
 
 if TYPE_CHECKING:
@@ -113,9 +114,11 @@ class Maps(Steps):
                 values[0] = await self.step(step_key, branch, definition, _probed(work.fn), (work.items[0],))
             except NotAStep:
                 makes = "requests"
+            except Exception as error:
+                await self._keep_failure(key, branch, error)
+                raise
         if makes == "requests":
-            starts = [child_start(item_key(key, place) + START, work.fn(item)) for place, item in enumerate(work.items)]
-            return await self._map_children(key, branch, starts, work.limit)
+            return await self._map_children(key, branch, work)
         return await self._map_steps(key, branch, work, values)
 
     async def in_thread(self, key: str, branch: Branch, work: MapWork) -> list[Any]:
@@ -197,14 +200,32 @@ class Maps(Steps):
         if execution.closed:
             raise ClosedError
         if failures:
+            await self._keep_failure(key, branch, failures[0])
             raise failures[0]
         if len(values) < len(work.items):
             raise asyncio.CancelledError  # a body has cancelled its own task
 
+    async def _keep_failure(self, key: str, branch: Branch, error: BaseException) -> None:
+        """
+        Keep that a map of steps has failed. That of its step came when others were still under way: what they did until
+        they had unwound is before this in the order of the run.
+        """
+        if isinstance(error, StepError | DomainError | PayloadError):
+            here = self._execution.enter()
+            try:
+                await self._keep_in_turn("f", "s", key, branch, encode_error(error, key=key), 0)
+            finally:
+                self._execution.leave(here)
+
     # ---- children
 
-    async def _map_children(self, key: str, branch: Branch, starts: list[ChildStart], limit: int | None) -> list[Any]:
-        execution, children, count = self._execution, self._children, len(starts)
+    async def _map_children(self, key: str, branch: Branch, work: MapWork) -> list[Any]:
+        execution, children, count = self._execution, self._children, len(work.items)
+        here = execution.enter()
+        try:
+            starts = [child_start(item_key(key, place) + START, work.fn(item)) for place, item in enumerate(work.items)]
+        finally:
+            execution.leave(here)
         self._check_count(key, count)
         started: dict[int, UUID] = {}
         rows = self._rows(item_key(key, place) for place in range(count))
@@ -230,8 +251,8 @@ class Maps(Steps):
             return [values[place] for place in range(count)]
         here = execution.enter()
         try:
-            execution.replaying = False
-            return await ChildMap(execution, children, key, branch, starts, started, values, limit).run()
+            execution.begin_anew()
+            return await ChildMap(execution, children, key, branch, starts, started, values, work.limit).run()
         finally:
             execution.leave(here)
 
@@ -276,37 +297,51 @@ class Maps(Steps):
         memo, whole = execution.memo, self._kept(key)
         if memo is None or not (rows or whole):
             return {}
+        failed = min((place for place, row in rows.items() if row.kind == "f"), key=lambda p: rows[p].seq, default=None)
         here = execution.enter()
         try:
-            failures = [row for row in rows.values() if row.kind == "f"]
-            end = whole or min(failures, key=_seq, default=None)
-            if end is None and len(rows) == count and all(row.kind == of for row in rows.values()):
+            end = whole
+            if end is None and failed is not None and of == "c":
+                end = rows[failed]
+            elif end is None and len(rows) == count and all(row.kind == of for row in rows.values()):
                 end = max(rows.values(), key=_seq)
             values: dict[int, Any] = {}
-            last = None
+            meaning: _Recall = _no_value
             for place, row in rows.items():
                 if row is end:
-                    last = place
+                    meaning = recall(place)
                 elif row.kind not in ("f", "x"):
                     execution.check_row(row, of)
                     memo.hand_out(row)
-                    if end is None or end.kind == of:
-                        values[place] = self._value(row, recall(place))
-                elif end is not None:
+                    values[place] = self._value(row, recall(place))
+                elif end is not None or failed is not None:
                     memo.hand_out(row)
+            if failed is not None and end is not rows[failed]:
+                meaning = functools.partial(self._value_of, rows[failed], recall(failed))
             if end is not None:
                 # A start that was refused has a row, and an operation, of its own.
                 was_start = end.kind == "f" and RowMeta.decode(end.meta).operation == "n"
-                meaning = _no_value if last is None else recall(last)
                 value = await self._replay(end, "n" if was_start else of, branch, here, meaning)
-                if last is not None:
-                    values[last] = value
-            return values
+                values |= {place: value for place, row in rows.items() if row is end}
         except ReplayMismatch as mismatch:
             self.mismatch(mismatch)
             raise
         finally:
             execution.leave(here)
+        if end is None and failed is not None:
+            # That life ended before the map did.
+            await self._fail_again(key, branch, rows[failed], recall(failed))
+        return values
+
+    async def _fail_again(self, key: str, branch: Branch, row: MemoRow, recall: _Recall) -> None:
+        try:
+            self._value(row, recall)
+        except Exception as error:
+            await self._keep_failure(key, branch, error)
+            raise
+
+    def _value_of(self, row: MemoRow, recall: _Recall, _: MemoRow) -> Any:
+        return self._value(row, recall)
 
     def _value(self, row: MemoRow, recall: _Recall) -> Any:
         return recall(row) if callable(recall) else self._execution.recall(row, recall)

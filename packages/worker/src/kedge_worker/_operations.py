@@ -76,7 +76,7 @@ class Operations:
                 if here.race is not None and row.kind != "x":
                     here.race.is_decided = True
                 return cast("T", await self._replay(row, of, branch, here, recall))
-            execution.replaying = False
+            execution.begin_anew()
             wait.race = here.race
             served = await self.serve(wait, of, branch)
             return self.outcome(served, wait.key, recall)
@@ -156,7 +156,7 @@ class Operations:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
                 await self._replay(row, "m", branch, here, _no_value)
                 return
-            execution.replaying = False
+            execution.begin_anew()
 
             def let_go() -> None:
                 execution.journal.add(execution.run, SEND_LETTERS, *letter, size=size)
@@ -170,7 +170,7 @@ class Operations:
         execution = self._execution
         here = execution.enter()
         try:
-            execution.replaying = False
+            execution.begin_anew()
             await self._keep_in_turn(of, of, key, branch, value, 0)
         finally:
             execution.leave(here)
@@ -217,7 +217,7 @@ class Operations:
                 raise ClosedError
             memo.hand_out(row)
             if not memo:
-                execution.replaying = False
+                execution.begin_anew()
             branch.last = row.key
             if interruption is not None:
                 raise interruption

@@ -8,8 +8,10 @@ holds its id, and its row.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 from kedge.errors import (
@@ -90,9 +92,9 @@ class Starting(Operations):
         Raises:
             RunExistsError: Its key is taken, and the request says to raise. Kept like a value.
         """
-        if starts_alone(start.request):
-            return await self.begin_alone(start, branch, self.intend(start))
         execution = self._execution
+        if starts_alone(start.request):
+            return await self.begin_alone(start, branch, execution.take_turn(LIVE))
         try:
             await execution.take_turn(LIVE)
         except asyncio.CancelledError:
@@ -137,32 +139,52 @@ class Starting(Operations):
         )
         return child_id
 
-    async def begin_alone(self, start: ChildStart, branch: Branch, child_id: UUID) -> UUID:
-        """Start a child in a transaction of its own, which may have to wait; answers whose run holds its key."""
+    async def begin_alone(self, start: ChildStart, branch: Branch, may_keep: Coroutine[Any, Any, None]) -> UUID:
+        """
+        Start a child in a transaction of its own, which may have to wait; answers whose run holds its key.
+
+        `may_keep` returns when the row of the start may be kept.
+        """
+        with contextlib.closing(may_keep):
+            try:
+                answer = await self.ask_alone(start, self.intend(start))
+                if isinstance(answer, UUID):
+                    await may_keep
+            except asyncio.CancelledError:
+                await self._interrupted("n", start.key, branch)
+                raise
+        if self._execution.closed:
+            raise ClosedError
+        if isinstance(answer, ErrorInfo):
+            return await self.refuse(start, branch, answer)
+        self.keep_alone(start, branch, answer)
+        return answer
+
+    async def ask_alone(self, start: ChildStart, child_id: UUID) -> UUID | ErrorInfo:
+        """Start a child alone, and keep nothing of that yet; answers whose run holds its key, or what is wrong."""
         execution = self._execution
         claimed = execution.run.claimed
         terms = child_start_terms(start.request, resource=claimed.resource, priority=-claimed.rank)
+        await execution.barrier()
         try:
-            await execution.barrier()
             answer = await execution.child_starts.start(execution.run, child_id, terms, is_dependent=start.is_dependent)
-            if answer.conflict is None and answer.run_id is not None:
-                await execution.take_turn(LIVE)
-                if execution.closed:
-                    raise ClosedError
-                self._keep_start(start, branch, answer.run_id)
-                self._close_intent(start)
-                return answer.run_id
-            info = _refused(start, child_id, answer)
         except LeaseLostError:
             raise execution.lose() from None
-        except asyncio.CancelledError:
-            await self._interrupted("n", start.key, branch)
-            raise
         except Exception as error:  # noqa: BLE001  # the database's: it refuses the child for good
-            info = describe_error(error, key=start.key)
-        await self._keep_in_turn(
-            "f", "n", start.key, branch, encode_error(info), 0, beside=functools.partial(self._close_intent, start)
-        )
+            return describe_error(error, key=start.key)
+        if answer.conflict is None and answer.run_id is not None:
+            return answer.run_id
+        return _refused(start, child_id, answer)
+
+    def keep_alone(self, start: ChildStart, branch: Branch, child_id: UUID) -> None:
+        """Keep that a child was started alone."""
+        self._keep_start(start, branch, child_id)
+        self._close_intent(start)
+
+    async def refuse(self, start: ChildStart, branch: Branch, info: ErrorInfo) -> NoReturn:
+        """Keep that a child was not started, and raise it."""
+        close = functools.partial(self._close_intent, start)
+        await self._keep_in_turn("f", "n", start.key, branch, encode_error(info), 0, beside=close)
         raise self._refusal(info, start.key)
 
     def _keep_start(self, start: ChildStart, branch: Branch, child_id: UUID) -> None:

@@ -52,11 +52,12 @@ class Steps(Operations):
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
+                _decide(here, row)
                 return await self._replay(row, of, branch, here, self._recall(definition, args))
-            execution.replaying = False
+            execution.begin_anew()
             if attempts is not None or (execution.waits is not None and execution.waits.stored(key) is not None):
                 attempts = attempts or Attempts(execution, of, key, definition)
-                served = await attempts.resume(self._server(of, branch))
+                served = await attempts.resume(self._server(of, branch, here))
                 if served is not None and served.kept is not None:
                     return self.outcome(served, key, functools.partial(execution.recall, definition=definition))
             run = execution.run
@@ -94,7 +95,7 @@ class Steps(Operations):
                     of_value = returned and isinstance(error, PayloadError)
                     attempts = attempts or Attempts(execution, of, key, definition)
                     await self._failed(error, attempts, branch, started, inputs, of_value=of_value)
-                served = await attempts.pause(self._server(of, branch))
+                served = await attempts.pause(self._server(of, branch, here))
                 if served.kept is not None:
                     return self.outcome(served, key, functools.partial(execution.recall, definition=definition))
             took_ms = int((time.monotonic() - started) * 1000)
@@ -116,11 +117,12 @@ class Steps(Operations):
         here = execution.enter()
         try:
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
+                _decide(here, row)
                 return await self._replay(row, "t", branch, here, self._recall(definition, args))
-            execution.replaying = False
+            execution.begin_anew()
             attempts = Attempts(execution, "t", key, definition)
             if attempts.is_known:
-                await attempts.resume(self._server("t", branch))
+                await attempts.resume(self._server("t", branch, here))
             inputs = argument_hashes(args) if definition.check_input else ()
             seq = 0
             while True:
@@ -144,7 +146,7 @@ class Steps(Operations):
                     raise
                 except BaseException as error:  # noqa: BLE001  # as in a step
                     await self._failed(error, attempts, branch, started, inputs, of_value=body.returned)
-                await attempts.pause(self._server("t", branch))
+                await attempts.pause(self._server("t", branch, here))
             attempts.close()
             await self._hand_out(seq, "t", key, branch)
             return body.value
@@ -174,8 +176,12 @@ class Steps(Operations):
             await self._keep_in_turn("f", of, key, branch, data, took_ms, inputs, beside=attempts.close)
             raise execution.rebuilt(info, key, attempts.definition) from final
 
-    def _server(self, of: Operation, branch: Branch) -> Callable[[Wait], Awaitable[Served]]:
-        return functools.partial(self.serve, of=of, branch=branch)
+    def _server(self, of: Operation, branch: Branch, here: Branch) -> Callable[[Wait], Awaitable[Served]]:
+        def serve(wait: Wait) -> Awaitable[Served]:
+            wait.race = here.race
+            return self.serve(wait, of, branch)
+
+        return serve
 
     def _recall(self, definition: StepDefinition, args: tuple[Any, ...]) -> StepDefinition | Callable[[MemoRow], Any]:
         """What a row of such a step means to the handler."""
@@ -185,6 +191,12 @@ class Steps(Operations):
         execution = self._execution
         execution.in_threads += 1
         return execution.threads.run(functools.partial(call_in_step, fn, args), ended=execution.thread_ended)
+
+
+def _decide(here: Branch, row: MemoRow) -> None:
+    """An outcome of an earlier life has won its race: the others shall take nothing any more."""
+    if here.race is not None and row.kind != "x":
+        here.race.is_decided = True
 
 
 def _is_awaitable(value: object) -> TypeGuard[Awaitable[Any]]:
