@@ -103,6 +103,10 @@ async def never(value: str) -> str:
     return value
 
 
+LEAVES: dict[str, Callable[[Context, str, str], Awaitable[str]]] = {}
+"""Other things that a leaf can do, given its name and path; they answer the path."""
+
+
 async def perform(ctx: Context, plan: Plan, path: str) -> str:
     """Answer a text that depends on what was answered, and in which order."""
     world.trace.append(path)
@@ -121,6 +125,8 @@ async def perform(ctx: Context, plan: Plan, path: str) -> str:
         case "late":
             await some_rounds()
             value = await ctx.step(plan.name, echo, path)
+        case kind if kind in LEAVES:
+            value = await LEAVES[kind](ctx, plan.name, path)
         case _:
             value = await ctx.step(plan.name, echo, path)
     world.trace.append(f"{path}!")

@@ -162,7 +162,8 @@ async def test_the_first_failure_is_raised_and_the_others_are_cancelled() -> Non
         assert lives.result(move) == lives.result(again) == "on"
         assert [error.key for error in caught] == ["m[1]", "m[1]"]
         assert sorted(bodies.ended) == [-2, 1, 3]
-        assert lives.journal.keys(claimed.id) == [("f", "m[1]"), ("x", "m[0]"), ("x", "m[2]"), ("s", "after")]
+        rows = [("f", "m[1]"), ("x", "m[0]"), ("x", "m[2]"), ("f", "m"), ("s", "after")]
+        assert lives.journal.keys(claimed.id) == rows
         assert len(bodies.begun) == 3
 
 
@@ -274,7 +275,7 @@ async def test_an_unannotated_function_that_fails_at_once_fails_the_map() -> Non
 
         assert isinstance(move, End)
         assert move.status == "f"
-        assert lives.journal.keys(claimed.id) == [("f", "m[0]")]
+        assert lives.journal.keys(claimed.id) == [("f", "m[0]"), ("f", "m")]
 
 
 async def test_items_that_are_made_on_the_way_are_made_once() -> None:
