@@ -21,6 +21,7 @@ from kedge.errors import (
     TooLargeError,
     WaitTimeoutError,
 )
+from kedge.event_refs import EventRef
 from kedge.failures import decode_error
 from kedge.retry import NonRetryable, Retry, RetryAfter
 from kedge.wire import encode
@@ -729,3 +730,45 @@ async def test_a_sync_poll_times_out_and_takes_fast_forwards() -> None:
         move = await lives.again(claimed, mail=(fast_forward("q", "by hand"),))
 
         assert lives.result(move) == ["by hand"]
+
+
+# ---- races
+
+
+async def test_of_a_race_of_a_poll_and_an_event_only_the_winner_takes_its_mail() -> None:
+    approved = EventRef("approved", int)
+    body = Checks(NotYet())
+
+    async def handler(ctx: Context) -> list[Any]:
+        return list(
+            await ctx.first("race", ctx.poll("p", body, every="1h"), ctx.wait_for("e", approved, timeout="1 day"))
+        )
+
+    async with Lives(bound(handler)) as lives:
+        claimed, _ = await lives.run()
+        event = Mail(uuid4(), 2, "e:approved", encode(7, where="test"))
+
+        move = await lives.again(claimed, mail=(fast_forward("p", "by hand"), event))
+
+        assert lives.result(move) == [0, "by hand"]
+        consumed = [values for name, _, values in lives.journal.sides if name == "CONSUME_MAIL"]
+        assert event.id.bytes not in [mail_id for _, mail_id in consumed]
+
+
+@pytest.mark.parametrize("is_poll", [True, False])
+async def test_an_event_is_left_alone_when_a_poll_or_step_had_won_before_the_crash(is_poll: bool) -> None:
+    approved = EventRef("approved", int)
+
+    async def handler(ctx: Context) -> list[Any]:
+        quick = ctx.poll("q", Checks(1), every="1h") if is_poll else ctx.step("q", Checks(1))
+        return list(await ctx.first("race", ctx.wait_for("e", approved), quick))
+
+    async with Lives(bound(handler), linger_s=60) as lives:
+        claimed, _ = await lives.run()
+        (kept,) = [row for row in lives.journal.memo(claimed.id) if row.key == "q"]
+        event = Mail(uuid4(), 2, "e:approved", encode(7, where="test"))
+
+        move = await lives.again(claimed, up_to=kept.seq, mail=(event,))
+
+        assert lives.result(move) == [1, 1]
+        assert "CONSUME_MAIL" not in sides(lives.journal)
