@@ -16,6 +16,7 @@ from kedge.errors import (
     NestedStepError,
     RunExistsError,
     StepFailedError,
+    TooLargeError,
 )
 from kedge.refs import RunRequest, WorkflowRef
 from kedge_worker._context import Context
@@ -602,6 +603,22 @@ async def test_another_input_for_an_item_is_a_mismatch() -> None:
     reason = await reason_of(double, double, items=((1, 2), (1, 3)))
 
     assert "'m[1]/start' has started 'double' with another input" in reason
+
+
+@pytest.mark.parametrize("fn", [times_ten, double, by_lambda], ids=["steps", "children", "unknown"])
+async def test_a_map_that_would_be_longer_than_a_journal_is_refused_before_anything_begins(fn: Any) -> None:
+    async def handler(ctx: Context) -> str:
+        with pytest.raises(TooLargeError, match="the limit is 10,000"):
+            await ctx.map("m", fn, range(10_001))
+        return await ctx.step("after", echo, "on")
+
+    async with Lives(bound(handler)) as lives:
+        claimed, move = await lives.run()
+        again = await lives.again(claimed)
+
+        assert lives.result(move) == lives.result(again) == "on"
+        assert lives.journal.keys(claimed.id) == [("s", "after")]
+        assert children(lives.journal) == []
 
 
 # ---- wrong uses -----------------------------------------------------------------------------------------------------

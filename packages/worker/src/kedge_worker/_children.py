@@ -140,7 +140,10 @@ class Children(Starting):
                 if here.race is not None and known.row.kind != "x":
                     here.race.is_decided = True
                 return await self._replay(known.row, known.of, branch, here, known.recall)
-            execution.begin_anew()
+            if known.child_id is None:
+                execution.begin_anew()
+            else:
+                execution.replaying = False
             return await self.end_of_call(key, start, branch, known.child_id, here.race)
         finally:
             execution.leave(here)

@@ -92,8 +92,8 @@ class Execution(KeptValues):
         "owner",
         "parking",
         "patches",
-        "refusals",
         "pausing",
+        "refusals",
         "replaying",
         "retry",
         "settled",
@@ -247,17 +247,17 @@ class Execution(KeptValues):
                 branches.turns.nudge()
         return here
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, rows: int = 1) -> None:
         """
-        An operation begins that no earlier life knows.
+        An operation begins that no earlier life knows, and that will have so many rows.
 
         Raises:
-            TooLargeError: The run has as many outcomes as a run may have.
+            TooLargeError: The run would have more outcomes than a run may have.
         """
         self.replaying = False
         kept = self.run.next_seq - 1
-        if kept >= MAX_ROWS:
-            raise TooLargeError(f"journal of run {self.run.claimed.id}", kept + 1, MAX_ROWS, "rows")
+        if kept + rows > MAX_ROWS:
+            raise TooLargeError(f"journal of run {self.run.claimed.id}", kept + rows, MAX_ROWS, "rows")
 
     def leave(self, here: Branch) -> None:
         here.busy = False

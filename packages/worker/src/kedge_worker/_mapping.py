@@ -109,6 +109,7 @@ class Maps(Steps):
         values: dict[int, Any] = {}
         makes = self._made_before(key, work)
         if makes == "unknown":
+            self._execution.begin_anew(len(work.items))
             step_key, definition = item_key(key, 0), definition_of(work.fn)
             try:
                 values[0] = await self.step(step_key, branch, definition, _probed(work.fn), (work.items[0],))
@@ -153,6 +154,8 @@ class Maps(Steps):
                 return self._recall(definition, (work.items[place],))
 
             rows = self._rows(item_key(key, place) for place in range(count))
+            if not rows and self._kept(key) is None:
+                self._execution.begin_anew(count)
             values = await self._earlier(key, branch, "s", rows, recall, count)
         if len(values) < count:
             await self._run_steps(key, branch, definition, work, values)
@@ -251,7 +254,10 @@ class Maps(Steps):
             return [values[place] for place in range(count)]
         here = execution.enter()
         try:
-            execution.begin_anew()
+            if rows or started:
+                execution.replaying = False
+            else:
+                execution.begin_anew(2 * count)
             return await ChildMap(execution, children, key, branch, starts, started, values, work.limit).run()
         finally:
             execution.leave(here)

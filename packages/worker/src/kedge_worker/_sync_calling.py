@@ -57,7 +57,10 @@ class SyncCalls(SyncOperations):
             raise
         if known.row is not None:
             return cast("T", self._replay(known.row, known.of, known.recall))
-        self._execution.begin_anew()
+        if known.child_id is None:
+            self._execution.begin_anew()
+        else:
+            self._execution.replaying = False
         return cast(
             "T", self._await(self._entered(self._children.end_of_call(key, start, self._branch, known.child_id)))
         )
