@@ -21,8 +21,8 @@ def test_the_meta_of_an_outcome_is_written_and_read_as_ever(meta: RowMeta, store
 
 
 POLLS: list[tuple[PollState, bytes]] = [
-    (PollState.of(0, 1, None), b'\x01{"failed":1}'),
-    (PollState.of(7, 0, b'\x01{"page":3}'), b'\x01{"checks":7,"state":{"page":3}}'),
+    (PollState.of(0, 1, None, 1), b'\x01{"failed":1,"failures":1}'),
+    (PollState.of(7, 0, b'\x01{"page":3}', 0), b'\x01{"checks":7,"state":{"page":3}}'),
 ]
 
 
@@ -32,6 +32,7 @@ def test_the_state_of_a_poll_is_written_and_read_as_ever(state: PollState, store
 
     assert state.encode() == stored
     assert (read.checks, read.failed, read.payload) == (state.checks, state.failed, state.payload)
+    assert read.failures == state.failures
 
 
 def test_a_poll_that_has_only_begun_has_no_state() -> None:

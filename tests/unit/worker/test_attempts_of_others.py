@@ -8,6 +8,7 @@ import pytest
 
 from kedge.errors import DomainError, NotEncodableError, StepFailedError, TransactionFailedError
 from kedge.retry import NonRetryable, Retry
+from kedge_worker import _attempts
 from kedge_worker._context import Context
 from kedge_worker._definitions import step
 from kedge_worker._outcomes import End, GiveBack, Park
@@ -262,3 +263,27 @@ async def test_a_sync_handler_that_waits_for_an_attempt_can_be_cancelled_and_pau
 
         assert await lives.journal.moved(claimed.id) == outcome
     assert body.calls == 1
+
+
+# ---- for ever
+
+
+@pytest.mark.parametrize("is_poll", [True, False])
+async def test_of_an_operation_that_fails_for_ever_a_thousand_failures_are_kept(
+    is_poll: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_attempts, "MAX_KEPT_FAILURES", 3)
+    body = Script(*[OSError()] * 5, NonRetryable("at last"))
+    for_ever = Retry(None, initial=0)
+
+    async def handler(ctx: Context) -> int:
+        with pytest.raises(StepFailedError, match="at last") as caught:
+            await (ctx.poll("a", body, every="1s", retry=for_ever) if is_poll else ctx.step("a", body, retry=for_ever))
+        return caught.value.attempts
+
+    async with Lives(bound(handler), linger_s=60) as lives:
+        claimed, move = await lives.run()
+
+        assert lives.result(move) == 6, "it counts on"
+        assert [one.attempt for one in failures(lives.journal)] == [1, 2, 3]
+        assert lives.journal.waits(claimed.id) == ()

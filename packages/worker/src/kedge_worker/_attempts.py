@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("kedge.worker")
 
+MAX_KEPT_FAILURES: Final = 1000
+"""Of one operation, by one attempt of its run: an unlimited policy may fail for ever. The final one is always kept."""
+
 # What the column holds: 24 days.
 _LONGEST_MS: Final = 2**31 - 1
 
@@ -122,17 +125,11 @@ class Attempts:
         failure, self._failure = self._failure, None
         if failure is not None:
             error, ms = failure
-            note = run.take_note()
-            execution.journal.add(
-                run, KEEP_FAILURES, note, self.failed, ms, self.of, self.key, error, size=200 + len(error)
-            )
-            _log.info(
-                "run %s: %r has failed (attempt %d); again in %.3g s",
-                run.claimed.id,
-                self.key,
-                self.failed,
-                self._delay_s,
-            )
+            if self._failures() <= MAX_KEPT_FAILURES:
+                columns = (run.take_note(), self.failed, ms, self.of, self.key, error)
+                execution.journal.add(run, KEEP_FAILURES, *columns, size=200 + len(error))
+            again = "run %s: %r has failed (attempt %d); again in %.3g s"
+            _log.info(again, run.claimed.id, self.key, self.failed, self._delay_s)
         self.is_open = True
         served = await serve(self._wait())
         if execution.pausing:
@@ -151,6 +148,10 @@ class Attempts:
             execution.journal.add(execution.run, CLOSE_WAITS, self.key)
 
     # ---- what polls do in another way
+
+    def _failures(self) -> int:
+        """How many there were in all, the last one included."""
+        return self.failed
 
     def _begin(self) -> None:
         """Nothing is stored yet."""

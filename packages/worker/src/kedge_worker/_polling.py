@@ -50,11 +50,15 @@ class PollState(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many have failed since then."""
     state: msgspec.Raw = msgspec.Raw(b"null")
     """What the last one left for the next, in JSON."""
+    failures: int = 0
+    """How many have failed in all."""
 
     @classmethod
-    def of(cls, checks: int, failed: int, payload: bytes | None) -> PollState:
+    def of(cls, checks: int, failed: int, payload: bytes | None, failures: int) -> PollState:
         """Put it together; the payload is the state's."""
-        return cls(checks, failed) if payload is None else cls(checks, failed, msgspec.Raw(payload[1:]))
+        if payload is None:
+            return cls(checks, failed, failures=failures)
+        return cls(checks, failed, msgspec.Raw(payload[1:]), failures)
 
     @property
     def payload(self) -> bytes | None:
@@ -135,7 +139,17 @@ class Polling(Attempts):
         DefinitionError: The annotation of the function's parameter `state` cannot be resolved.
     """
 
-    __slots__ = ("_calls", "_checks", "_decode_state", "_is_typed", "_state", "_takes_state", "_terms", "_until")
+    __slots__ = (
+        "_all_failures",
+        "_calls",
+        "_checks",
+        "_decode_state",
+        "_is_typed",
+        "_state",
+        "_takes_state",
+        "_terms",
+        "_until",
+    )
 
     wait_kind = "p"
 
@@ -152,6 +166,7 @@ class Polling(Attempts):
         self._terms = terms
         self._calls = 0
         self._checks = 0
+        self._all_failures = 0
         self._state: bytes | None = None
         """A payload."""
         self._until: float | None = None
@@ -185,6 +200,7 @@ class Polling(Attempts):
         final = super().fails(error, started, of_value=of_value)
         if final is None:
             self._calls += 1
+            self._all_failures += 1
             try:
                 self._plan(self._delay_s)
             except PollTimeUp as time_up:
@@ -193,6 +209,9 @@ class Polling(Attempts):
         return final
 
     # ---- inside
+
+    def _failures(self) -> int:
+        return self._all_failures
 
     @property
     def _where(self) -> str:
@@ -236,6 +255,7 @@ class Polling(Attempts):
         try:
             kept = PollState.decode(stored.state, where=self._where)
             self._checks, self.failed, self._state = kept.checks, kept.failed, kept.payload
+            self._all_failures = kept.failures
             self.bound(_nothing)
         except NotDecodableError as error:
             mismatch = ReplayMismatch(f"the kept {error}")
@@ -251,7 +271,7 @@ class Polling(Attempts):
             time_up=lambda: None,
             delay_s=self._delay_s,
             attempt=self._calls,
-            state=PollState.of(self._checks, self.failed, self._state).encode(),
+            state=PollState.of(self._checks, self.failed, self._state, self._all_failures).encode(),
         )
 
     def _read(self, mail: Mail) -> Kept | None:
