@@ -19,7 +19,10 @@ class RowMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     nows: dict[str, int] = {}
     """What the run was told of the time before this outcome: microseconds since 1970 by the key of the one before."""
     inputs: tuple[bytes, ...] = ()
-    """Hashes of a step's arguments, where they are to be compared on replay; empty: of one that cannot be hashed."""
+    """
+    What is to be compared on replay. Of a step: hashes of its arguments; empty, of one that cannot be hashed. Of a
+    child's start: its workflow; 8 bytes of its input's type and 8 of the input.
+    """
 
     def encode(self) -> bytes:
         """Turn it into bytes; none at all when there is nothing to say."""
