@@ -55,8 +55,8 @@ async def test_a_start_is_kept_as_ever() -> None:
             b'f\x01{"kind":"shop.Bad","message":"no"}',
             "f",
             (
-                b'\x01{"kind":"kedge.errors.ChildFailedError","message":"run 01900000-0000-7000-8000-000000000001 failed: '
-                b'shop.Bad: no","key":"a","cause":{"kind":"shop.Bad","message":"no"}}'
+                b'\x01{"kind":"kedge.errors.ChildFailedError","message":"run 01900000-0000-7000-8000-000000000001 '
+                b'failed: shop.Bad: no","key":"a","cause":{"kind":"shop.Bad","message":"no"}}'
             ),
         ),
         (b"xlate", "f", b'\x01{"kind":"kedge.errors.ChildCancelledError","message":"late","key":"a"}'),
