@@ -34,12 +34,15 @@ class Attendant:
         self._store = store
         self._waiting = waiting
         self._bell = asyncio.Event()
+        self._clock_at = 0.0
+        """When the clock was looked at last, in the event loop's time."""
 
     def ring(self) -> None:
         """There may be mail."""
         self._bell.set()
 
     async def run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PERIOD_S):
@@ -48,8 +51,10 @@ class Attendant:
             self._bell.clear()
             try:
                 await self.look()
-                if not rang:
+                # Also where the bell rings all the time.
+                if not rang or loop.time() - self._clock_at >= _PERIOD_S:
                     await self.look_at_clock()
+                    self._clock_at = loop.time()
             except PostgresError as error:
                 if does_not_fit(error):
                     raise
@@ -63,14 +68,16 @@ class Attendant:
         if not waiting:
             return
         known = [mail for waits in waiting.values() for mail in waits.known_mail()]
+        # Only of these it is known afterwards that nothing has come before their time: others may be due by then.
+        due = {run_id: waits.due() for run_id, waits in waiting.items()}
         mail = await self._store.new_mail(list(waiting), known)
         for run_id, waits in waiting.items():
             waits.receive(mail.get(run_id, ()))
-            waits.has_looked()
+            waits.has_looked(due[run_id])
 
     async def look_at_clock(self) -> None:
         """End the waits whose time has come by the database's clock."""
         if self._waiting:
-            for run_id, key in await self._store.times_up(list(self._waiting)):
+            for run_id, key, attempt in await self._store.times_up(list(self._waiting)):
                 if (waits := self._waiting.get(run_id)) is not None:
-                    waits.come(key)
+                    waits.come(key, attempt)

@@ -382,10 +382,10 @@ NEW_MAIL: Final = """
 """
 
 TIMES_UP: Final = """
-    select w.run_id, w.key
+    select w.run_id, w.key, w.attempt
       from unnest(%(runs)s::uuid[]) as i(id)
      cross join lateral (
-           select w.run_id, w.key from kedge.waits w where w.run_id = i.id and w.due_at <= kedge.clock() offset 0) w
+           select w.run_id, w.key, w.attempt from kedge.waits w where w.run_id = i.id and w.due_at <= kedge.clock() offset 0) w
 """
 
 # ---- the end of a worker ------------------------------------------------------------------------------------------

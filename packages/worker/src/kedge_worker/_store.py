@@ -157,9 +157,10 @@ class Store:
             mail.setdefault(cast("UUID", run), []).append(one)
         return mail
 
-    async def times_up(self, runs: Sequence[UUID]) -> list[tuple[UUID, str]]:
-        """The waits of these runs whose time has come, by the database's clock."""
-        return [(cast("UUID", run), str(key)) for run, key in await self._execute(TIMES_UP, {"runs": list(runs)})]
+    async def times_up(self, runs: Sequence[UUID]) -> list[tuple[UUID, str, int]]:
+        """The waits (key, attempt) of these runs whose time has come, by the database's clock."""
+        rows = await self._execute(TIMES_UP, {"runs": list(runs)})
+        return [(cast("UUID", run), str(key), cast("int", attempt)) for run, key, attempt in rows]
 
     async def start_child(
         self, parent: UUID, epoch: int, child: UUID, terms: StartTerms, *, is_dependent: bool

@@ -174,6 +174,10 @@ class RunWaits:
 
     def known_mail(self) -> Iterable[UUID]:
         """What need not be fetched again."""
+        batch = self._run.batch
+        if len(self._known) > len(self._mail) and (batch is None or batch.stored):
+            # What was taken is stored as read: nobody fetches it.
+            self._known = {mail.id for mail in self._mail}
         return self._known
 
     # ---- a wait's life
@@ -220,7 +224,7 @@ class RunWaits:
     def arm(self, wait: Wait, seconds: float | None) -> None:
         """Let the wait's time begin: it is stored, so this cannot be early."""
         if seconds is not None and wait.future is not None and not wait.future.done():
-            wait.timer = self._loop.call_later(max(seconds, 0.0), self.come, wait.key)
+            wait.timer = self._loop.call_later(max(seconds, 0.0), self.come, wait.key, wait.attempt)
 
     def end(self, wait: Wait) -> None:
         """The operation has been served, or has given up."""
@@ -240,19 +244,23 @@ class RunWaits:
             self._put(new)
             self.serve()
 
-    def come(self, key: str) -> None:
-        """The time of this wait has come."""
-        if (wait := self.open.get(key)) is not None:
+    def come(self, key: str, attempt: int) -> None:
+        """The time of this wait, or of its next attempt, has come; one that was stored before may be over."""
+        if (wait := self.open.get(key)) is not None and wait.attempt <= attempt:
             wait.is_due = True
             if wait.looked or wait.kind not in _SENT_EARLY:
                 self.serve()
             else:
                 self._look()
 
-    def has_looked(self) -> None:
-        """All mail that has come until now is received."""
-        for wait in self.open.values():
-            wait.looked = wait.looked or wait.is_due
+    def due(self) -> list[Wait]:
+        """Those whose time has come, and that end when the mail from before it is known."""
+        return [wait for wait in self.open.values() if wait.is_due]
+
+    def has_looked(self, due: Iterable[Wait]) -> None:
+        """All mail that had come when these were due is received."""
+        for wait in due:
+            wait.looked = True
         self.serve()
 
     def serve(self) -> None:
