@@ -381,6 +381,30 @@ async def test_a_child_that_was_retried_first_gives_a_retried_parent_its_result(
     assert runs_of(play, brittle) == ["completed"]
 
 
+@pytest.mark.parametrize(("step_id", "calls", "maps"), [("call", 2, 6), ("map", 1, 6), ("map[2]", 1, 4)])
+async def test_a_rerun_from_a_call_or_a_map_has_children_of_its_own(
+    play: Stage, step_id: str, calls: int, maps: int
+) -> None:
+    async def parent(ctx: Context) -> list[int]:
+        return [await ctx.call("call", double(1)), *await ctx.map("map", double, [2, 3, 4], limit=1)]
+
+    ref, made = handled(parent)
+    run = await play.play(ref(), made, *CHILDREN)
+    again = run.rerun_from(step_id)
+    await play.go_on()
+
+    assert again.result(timeout=0) == run.result(timeout=0) == [2, 4, 6, 8]
+    inputs = [
+        row[0]
+        for row in play.rows(
+            "select convert_from(j.value, 'UTF8') from kedge.journal j"
+            " join kedge.finished f on f.id = j.run_id"
+            " where j.seq = 0 and f.workflow = 'double'"
+        )
+    ]
+    assert (sum(text.endswith("1") for text in inputs), len(inputs)) == (calls, calls + maps)
+
+
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
 

@@ -42,11 +42,13 @@ begin
     end if;
 
     -- Its row, whatever became of the step. Failures that a retry of the run has taken out of the journal had a place
-    -- there; an attempt that was followed by no outcome has none, and comes after all.
+    -- there; an attempt that was followed by no outcome has none, and comes after all. Of a call the start of its child
+    -- comes first, of a map that of an item: the new run has children of its own.
     select coalesce(min(s.seq) filter (where s.seq > 0), 2147483647) into v_first
-      from (select j.seq from kedge.journal j where j.run_id = p_run and j.seq > 0 and j.key = p_step
+      from (select j.key, j.seq from kedge.journal j where j.run_id = p_run and j.seq > 0
             union all
-            select f.journal_seq from kedge.failures f where f.run_id = p_run and f.key = p_step) s
+            select f.key, f.journal_seq from kedge.failures f where f.run_id = p_run) s
+     where s.key in (p_step, p_step || '/start') or starts_with(s.key, p_step || '[')
     having count(*) > 0;
     if not found then
         keys := array(
