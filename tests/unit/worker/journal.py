@@ -58,6 +58,8 @@ class MemoryJournal:
         self.now_s = 0.0
         """The database's time; tests move it."""
         self._waits: dict[tuple[UUID, str], KeptWait] = {}
+        self.left_open: list[str] = []
+        """Waits that were still open when their runs ended: whoever has an outcome has none."""
         self.flushes = 0
         self.log: list[str] = []
         """What happened, in order: "keep charge", "durable", ..., and what tests add."""
@@ -159,6 +161,8 @@ class MemoryJournal:
             self._waits[run_id, key] = replace(known, kind=kind, due_s=due_s, attempt=attempt, state=state)
 
     def _leave_waits(self, run_id: UUID, move: Move) -> None:
+        if isinstance(move, End):
+            self.left_open += [key for run, key in self._waits if run == run_id]
         for run, key in list(self._waits):
             is_gone = isinstance(move, End | RetryLater) or (isinstance(move, Park) and key in move.stale)
             if run == run_id and is_gone:

@@ -152,7 +152,7 @@ async def test_it_is_tried_again_until_it_succeeds_and_the_handler_sees_the_valu
 
         assert lives.result(move) == 7
         assert lives.journal.keys(claimed.id) == [("s", "a")]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.result(await lives.again(claimed)) == 7
     assert body.calls == 3
 
@@ -229,7 +229,7 @@ async def test_a_used_up_budget_raises_the_last_error_the_same_live_and_on_repla
         again = lives.result(await lives.again(claimed))
         (row,) = lives.journal.memo(claimed.id)
 
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
     assert first == again == [3, "builtins.OSError", "three", "after 3 attempts: OSError: three"]
     assert [type(cause) for cause in causes] == [OSError, type(None)]
     assert (row.kind, decode_error(row.value).attempt) == ("f", 3)
@@ -360,7 +360,7 @@ async def test_a_long_delay_parks_the_run_and_the_budget_is_what_is_left() -> No
 
         lives.journal.now_s += 3600
         assert lives.result(await lives.again(claimed)) == 3
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
     assert body.calls == 3
     assert [(one.attempt, one.error.message) for one in failures(lives.journal)] == [(1, "one"), (2, "two")]
 
@@ -553,7 +553,7 @@ async def test_the_handlers_own_timeout_interrupts_the_wait_for_the_next_attempt
 
         assert lives.result(move) == "gave up"
         assert lives.journal.keys(claimed.id) == [("x", "a")]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.result(await lives.again(claimed)) == "gave up"
     assert body.calls == 1
 
@@ -574,7 +574,7 @@ async def test_the_loser_of_a_race_leaves_no_attempt_behind() -> None:
         claimed, move = await lives.run()
 
         assert lives.result(move) == [1, None]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
 
 
 async def test_a_step_where_an_open_wait_is_stored_as_something_else_is_a_mismatch() -> None:

@@ -74,7 +74,7 @@ async def test_a_transaction_that_fails_is_rolled_back_and_tried_again(in_thread
             ("t", 1, "one"),
             ("t", 2, "two"),
         ]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.result(await lives.again(claimed)) == 7
     assert body.calls == 3
 
@@ -102,7 +102,7 @@ async def test_a_transactions_used_up_budget_is_the_same_live_and_on_replay() ->
         claimed, move = await lives.run()
 
         assert lives.result(move) == lives.result(await lives.again(claimed)) == ["23505", 3]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
 
 
 async def test_a_transaction_goes_on_after_a_park_with_what_is_left() -> None:
@@ -188,7 +188,7 @@ async def test_a_sync_handler_holds_no_thread_while_its_step_waits_for_the_next_
             move = await lives.again(claimed)
 
         assert lives.result(move) == lives.result(await lives.again(claimed)) == [3, "three"]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
     assert body.calls == 3
 
 
@@ -241,7 +241,7 @@ async def test_a_sync_handlers_transaction_is_tried_again() -> None:
 
         assert lives.result(move) == 7
         assert lives.transactions.committed == ["insert 1"]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.journal.keys(claimed.id) == [("t", "t")]
 
 
@@ -286,4 +286,4 @@ async def test_of_an_operation_that_fails_for_ever_a_thousand_failures_are_kept(
 
         assert lives.result(move) == 6, "it counts on"
         assert [one.attempt for one in failures(lives.journal)] == [1, 2, 3]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []

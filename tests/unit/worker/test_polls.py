@@ -72,7 +72,7 @@ async def only_result(handler: Callable[..., Any], **options: Any) -> Any:
         claimed, move = await lives.run()
         result = lives.result(move)
         assert lives.result(await lives.again(claimed)) == result
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         return result
 
 
@@ -151,7 +151,7 @@ async def test_it_is_parked_between_checks_and_looks_again_when_that_is_due() ->
         assert body.calls == 2
         assert [(one.attempt, one.left_s) for one in lives.journal.waits(claimed.id)] == [(2, 60)]
         assert lives.result(await lived_on(lives, claimed)) == "there"
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.journal.keys(claimed.id) == [("p", "p")]
 
 
@@ -331,7 +331,7 @@ async def test_after_so_many_checks_it_has_timed_out() -> None:
         assert first == lives.result(await lives.again(claimed)) == ["WaitTimeoutError", "p", False]
         (row,) = lives.journal.memo(claimed.id)
         assert (row.kind, decode_error(row.value).message) == ("f", "no answer in 3 checks")
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
     assert body.calls == 3
 
 
@@ -576,7 +576,7 @@ async def test_a_fast_forward_is_its_answer_without_another_check() -> None:
 
         assert lives.result(move) == "by hand"
         assert lives.journal.keys(claimed.id) == [("p", "p")]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.result(await lives.again(claimed)) == "by hand"
 
 
@@ -639,7 +639,7 @@ async def test_the_handlers_own_timeout_interrupts_it_also_on_replay() -> None:
 
         assert lives.result(move) == "gave up"
         assert lives.journal.keys(claimed.id) == [("x", "p")]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
         assert lives.result(await lives.again(claimed)) == "gave up"
 
 
@@ -710,7 +710,7 @@ async def test_a_sync_handler_polls_in_its_own_thread_and_holds_none_while_parke
         assert lives.result(await lived_on(lives, claimed)) == "o-1 there"
         assert lives.result(await lives.again(claimed)) == "o-1 there"
         assert lives.journal.keys(claimed.id) == [("p", "p")]
-        assert lives.journal.waits(claimed.id) == ()
+        assert lives.journal.left_open == []
     assert seen == [0, 1, 1, 2]
 
 

@@ -48,4 +48,4 @@ async def test_a_replay_goes_the_same_way(seed: int) -> None:
             if seed % 2:  # of a parked run the trace is its last life's
                 assert world.trace == trace, f"another order of the handler's code, after {cut} outcomes"
             assert world.bodies == 0, f"bodies ran again, after {cut} outcomes"
-            assert lives.journal.waits(claimed.id) == ()
+            assert lives.journal.left_open == []

@@ -456,3 +456,23 @@ async def test_sync_handlers_and_transactions_refuse_timeouts_and_say_why() -> N
         _, move = await lives.run()
         assert lives.result(move)[-1] == 1
     assert "statement_timeout" in (await live(async_handler))[0]
+
+
+EAGER: Any = getattr(asyncio, "eager_task_factory", None)
+
+
+@pytest.mark.skipif(EAGER is None, reason="EAGER TASKS ARE NOT TESTED: they exist from Python 3.12 on")
+async def test_bodies_that_begin_eagerly_are_timed_too() -> None:
+    async def handler(ctx: Context) -> list[Any]:
+        with pytest.raises(StepTimedOutError):
+            await ctx.step("a", for_ever, timeout=SHORT)
+        return [await ctx.step("b", at_once, timeout="1m"), await ctx.step("c", lambda: 1, timeout="1m")]
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(EAGER)
+    try:
+        result, _ = await live(handler)
+    finally:
+        loop.set_task_factory(None)
+
+    assert result == [1, 1]
