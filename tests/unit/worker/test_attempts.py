@@ -571,7 +571,7 @@ async def test_the_loser_of_a_race_leaves_no_attempt_behind() -> None:
         return await ctx.first("race", ctx.step("a", Script(ValueError()), retry=IN_AN_HOUR), ctx.sleep("late", 0.01))
 
     async with Lives(bound(handler), linger_s=60) as lives:
-        claimed, move = await lives.run()
+        _, move = await lives.run()
 
         assert lives.result(move) == [1, None]
         assert lives.journal.left_open == []

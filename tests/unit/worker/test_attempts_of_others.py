@@ -282,7 +282,7 @@ async def test_of_an_operation_that_fails_for_ever_a_thousand_failures_are_kept(
         return caught.value.attempts
 
     async with Lives(bound(handler), linger_s=60) as lives:
-        claimed, move = await lives.run()
+        _, move = await lives.run()
 
         assert lives.result(move) == 6, "it counts on"
         assert [one.attempt for one in failures(lives.journal)] == [1, 2, 3]
