@@ -19,6 +19,7 @@ from kedge.errors import (
     TooLargeError,
 )
 from kedge.refs import RunRequest, WorkflowRef
+from kedge.retry import Retry
 from kedge_worker._context import Context
 from kedge_worker._definitions import step
 from kedge_worker._outcomes import End, GiveBack, Park
@@ -330,6 +331,27 @@ async def test_what_step_says_of_a_function_holds_in_a_map() -> None:
 
         assert isinstance(move, GiveBack)
         assert "'m[1]' was called with another argument" in str(move.reason)
+
+
+async def test_steps_of_a_map_that_are_to_be_tried_again_much_later_leave_memory() -> None:
+    tried: list[int] = []
+
+    @step(retry=Retry(3, initial="1h", maximum="1h", jitter=False))
+    async def flaky(item: int) -> int:
+        tried.append(item)
+        if item == 1 and tried.count(1) < 2:
+            raise ValueError("not yet")
+        return 10 * item
+
+    async with Lives(bound(mapping(flaky, range(3)))) as lives:
+        claimed, move = await lives.run()
+        assert isinstance(move, Park)
+        lives.journal.now_s += 3600
+        move = await lives.again(claimed)
+
+        assert lives.result(move) == [0, 10, 20]
+        assert sorted(tried) == [0, 1, 1, 2]
+        assert lives.result(await lives.again(claimed)) == [0, 10, 20]
 
 
 async def test_the_time_after_a_map_is_that_of_its_last_row() -> None:

@@ -15,6 +15,8 @@ from kedge.errors import (
     WrongThreadError,
 )
 from kedge.refs import WorkflowRef
+from kedge.retry import Retry
+from kedge_worker._definitions import step
 from kedge_worker._outcomes import End, GiveBack, Park
 from kedge_worker._runs import Started
 from kedge_worker._sync_context import SyncContext
@@ -188,6 +190,29 @@ async def test_the_first_failure_of_a_map_is_raised_live_and_on_replay() -> None
 
         assert lives.result(move) == lives.result(again) == "on"
         assert [error.key for error in caught] == ["m[1]", "m[1]"]
+
+
+async def test_steps_of_a_map_that_are_to_be_tried_again_much_later_leave_memory() -> None:
+    tried: list[int] = []
+
+    @step(retry=Retry(3, initial="1h", maximum="1h", jitter=False))
+    def flaky(item: int) -> int:
+        tried.append(item)
+        if item == 1 and tried.count(1) < 2:
+            raise ValueError("not yet")
+        return 10 * item
+
+    def handler(ctx: SyncContext) -> list[int]:
+        return ctx.map("m", flaky, range(3))
+
+    async with Lives(bound(handler)) as lives:
+        claimed, move = await lives.run()
+        assert isinstance(move, Park)
+        lives.journal.now_s += 3600
+        move = await lives.again(claimed)
+
+        assert lives.result(move) == [0, 10, 20]
+        assert sorted(tried) == [0, 1, 1, 2]
 
 
 async def test_a_map_of_children_is_parked_as_one_wait() -> None:
