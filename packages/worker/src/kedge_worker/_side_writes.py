@@ -2,8 +2,8 @@
 What a flush writes beside journal rows and moves: each kind is one statement, with arrays of what all runs of the batch
 have of it.
 
-Every one of them is fenced by the run's epoch and owner, and may be repeated: an outcome that is not known is settled by
-the journal's rows where there are any, else by writing again.
+Every one of them is fenced by the run's epoch and owner, and may be repeated: an outcome that is not known is settled
+by the journal's rows where there are any, else by writing again.
 """
 
 from __future__ import annotations
