@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
+import pytest
 
 from kedge_worker._context import Context
 from tests.unit.worker.journal import Lives, bound
@@ -328,3 +329,80 @@ async def test_a_body_that_cancels_itself_has_failed() -> None:
 
     assert result == "StepFailedError"
     assert journal == [("f", "a")]
+
+
+async def echo(value: str) -> str:
+    return value
+
+
+class Slow:
+    """A handler whose sibling branch is late in the second life, so that a raw timeout goes off while a kept value waits."""
+
+    def __init__(self, interrupted: Callable[[Context, Callable[[], Awaitable[str]]], Awaitable[object]]) -> None:
+        self._interrupted = interrupted
+        self._lives = 0
+
+    async def handler(self, ctx: Context) -> list[object]:
+        self._lives += 1
+        is_again = self._lives > 1
+        done = asyncio.Event()
+
+        async def after() -> str:
+            await done.wait()
+            return "after"
+
+        async def late() -> None:
+            if is_again:
+                await asyncio.sleep(0.1)
+            await ctx.step("before", echo, "before")
+            done.set()
+
+        answer, _ = await asyncio.gather(self._interrupted(ctx, after), late())
+        return [answer, await ctx.step("end", echo, "end")]
+
+
+async def moves_on(ctx: Context, after: Callable[[], Awaitable[str]]) -> object:
+    with anyio.move_on_after(0.03) as scope:
+        await ctx.step("after", after)
+        await ctx.sleep("nap", 3600)
+    return scope.cancelled_caught
+
+
+async def times_out(ctx: Context, after: Callable[[], Awaitable[str]]) -> object:
+    try:
+        async with asyncio.timeout(0.03):
+            await ctx.step("after", after)
+            await ctx.sleep("nap", 3600)
+    except TimeoutError:
+        return "late"
+    return "in time"
+
+
+async def comes_in_time(ctx: Context, after: Callable[[], Awaitable[str]]) -> object:
+    """The timeout that goes off in the second life is over when something else interrupts the next wait."""
+    with anyio.move_on_after(0.03):
+        await ctx.step("after", after)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails(ctx))
+            await ctx.sleep("nap", 3600)
+    except* ZeroDivisionError:
+        pass
+    return "over"
+
+
+async def fails(ctx: Context) -> None:
+    await ctx.step("soon", echo, "soon")
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("interrupted", [moves_on, times_out, comes_in_time])
+async def test_a_timeout_that_goes_off_while_a_kept_value_is_on_its_way_is_the_handlers_own(
+    interrupted: Callable[[Context, Callable[[], Awaitable[str]]], Awaitable[object]],
+) -> None:
+    async with Lives(bound(Slow(interrupted).handler)) as lives:
+        claimed, first = await lives.run()
+        kept = lives.journal.keys(claimed.id)
+
+        assert lives.result(await lives.again(claimed)) == lives.result(first)
+        assert lives.journal.keys(claimed.id) == kept

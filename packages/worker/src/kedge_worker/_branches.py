@@ -78,7 +78,7 @@ class Branch:
         """An operation of the context is under way in this branch: what its task does meanwhile is a step's body."""
         self.last = path
         """The key of the latest outcome that this branch was given."""
-        self.swallowed = False
+        self.swallowed: asyncio.CancelledError | None = None
         """A cancellation came on replay where a value was kept: it belongs to what is interrupted next."""
         self.task: Task | None = None
         self.race: Any = None

@@ -303,24 +303,26 @@ class Execution(KeptValues):
             self.branches.turns.stir()
             self.branches.turns.nudge()
 
-    async def take_turn(self, place: int, *, insist: bool = False) -> None:
+    async def take_turn(self, place: int, *, insist: bool = False) -> asyncio.CancelledError | None:
         """
         Return when the next outcome may be kept and handed out; the caller does so without awaiting anything.
 
-        With `insist` also if somebody cancels the task meanwhile, or once more.
+        With `insist` also if somebody cancels the task meanwhile, or once more: it answers with the error then.
         """
         branches, run = self.branches, self.run
+        swallowed: asyncio.CancelledError | None = None
         while True:
             if branches.others and branches.turns is not None:
-                await branches.turns.take(place, insist=insist)
+                swallowed = await branches.turns.take(place, insist=insist) or swallowed
             # What has its seq has it from before the transaction that holds the gate now.
             if run.gate is None or place < LIVE:
-                break
+                return swallowed
             try:
                 await run.gate.wait()
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 if self.closed or not insist:
                     raise
+                swallowed = error
 
     def may_keep(self) -> bool:
         """Whether a closed run still takes an outcome, so that its body need not run again elsewhere."""

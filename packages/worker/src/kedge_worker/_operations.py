@@ -210,9 +210,9 @@ class Operations:
             interruption = await self._interrupted_again(row, memo, here) if row.kind == "x" else None
             # What was kept as a value was not interrupted then: a cancellation that comes now came then, too, and the
             # body did not let itself be stopped; or a raw timeout came later then.
-            before = cancellations()
-            await execution.take_turn(row.seq, insist=True)
-            here.swallowed = here.swallowed or (interruption is None and cancellations() > before)
+            swallowed = await execution.take_turn(row.seq, insist=True)
+            if interruption is None:
+                here.swallowed = here.swallowed or swallowed
             if execution.closed:
                 raise ClosedError
             memo.hand_out(row)
@@ -229,9 +229,9 @@ class Operations:
     async def _interrupted_again(self, row: MemoRow, memo: Memo, here: Branch) -> asyncio.CancelledError:
         """Answer with what the handler's own code has cancelled the operation by, again."""
         execution = self._execution
-        if here.swallowed:
-            here.swallowed = False
-            return asyncio.CancelledError()
+        swallowed, here.swallowed = here.swallowed, None
+        if swallowed is not None and cancellations():  # nobody has taken it back, as a timeout does at its end
+            return swallowed
         memo.expect_interruption(row)
         said = execution.loop.call_later(
             _LONG_S,

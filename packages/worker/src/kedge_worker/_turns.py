@@ -9,7 +9,6 @@ several tasks come here: with one task there is nothing to order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from collections.abc import Set
@@ -118,20 +117,24 @@ class Turns:
         self._waited_s = 0.0
         self._closed = False
 
-    async def take(self, place: int, *, insist: bool = False) -> None:
+    async def take(self, place: int, *, insist: bool = False) -> asyncio.CancelledError | None:
         """
         Return when the outcome of this place (its seq if it has one, else LIVE) may be handed out. The caller does
         it at once, without awaiting anything. Closed, it returns at once.
 
         With `insist` it does not give up when the task is cancelled meanwhile, however often: anyio repeats it each
-        round.
+        round. It answers with the last of these errors.
         """
+        swallowed: asyncio.CancelledError | None = None
         while not self._closed and not self._is_free_for(place):
             future: asyncio.Future[None] = self._loop.create_future()
             heappush(self._waiting, (place, next(self._count), future))
             self._look_each_round()
             try:
-                await (_insist(future) if insist else future)
+                if insist:
+                    swallowed = await _insist(future) or swallowed
+                else:
+                    await future
             except asyncio.CancelledError:
                 if self._granted is future:
                     self._granted = None
@@ -142,6 +145,7 @@ class Turns:
             if not self._is_awaited_by(place - 1) and not self._follows_another(place):
                 break
         self.stir()
+        return swallowed
 
     def stir(self) -> None:
         """Something happens in the handler's code: a task was made or has ended, an outcome is handed out."""
@@ -246,7 +250,11 @@ class Turns:
         self._look_each_round()
 
 
-async def _insist(future: asyncio.Future[None]) -> None:
+async def _insist(future: asyncio.Future[None]) -> asyncio.CancelledError | None:
+    swallowed: asyncio.CancelledError | None = None
     while not future.done():
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await asyncio.shield(future)
+        except asyncio.CancelledError as error:
+            swallowed = error
+    return swallowed
