@@ -125,7 +125,7 @@ async def _claim_and_give_back(url: str) -> Claims:
     floor = LOWEST
     for _ in range(CLAIMS):
         begun = perf_counter()
-        answer = (await store.flush(Batch(), ClaimRequest(CLAIM, {LANE: floor}))).claim
+        answer = (await store.flush(Batch(), ClaimRequest(CLAIM, {LANE: floor}, {}))).claim
         took.append((perf_counter() - begun) * 1000)
         floor = _floor(answer)
     owned = await store.owned()

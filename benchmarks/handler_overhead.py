@@ -15,11 +15,13 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from kedge.refs import WorkflowRef
+from kedge.start_terms import StartTerms
 from kedge_worker._context import Context
 from kedge_worker._executor import Executor
 from kedge_worker._outcomes import End, Move, RowKind
 from kedge_worker._registry import Registry
-from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, TransactionBody
+from kedge_worker._runs import Batch, ClaimedRun, LiveRun, MemoRow, Row, Started, TransactionBody
+from kedge_worker._side_writes import SideWrite
 from kedge_worker._workflows import Workflow, workflow
 
 IN_FLIGHT: Final = 50
@@ -64,6 +66,9 @@ class Journal:
         self.kept.setdefault(run.claimed.id, []).append(batch.rows[0])
         return seq
 
+    def add(self, run: LiveRun, side: SideWrite, *values: Any, size: int = 100) -> None:
+        raise AssertionError(f"run {run.claimed.id} writes nothing beside its steps: {side.name} {values} {size}")
+
     async def durable(self, run: LiveRun) -> None:
         raise AssertionError(f"everything of run {run.claimed.id} is stored")
 
@@ -73,17 +78,24 @@ class Journal:
 
 
 class NoTransactions:
-    async def run(self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool) -> bytes:
-        raise NotImplementedError(run, key, body, sync)
+    async def run(
+        self, run: LiveRun, key: str, body: TransactionBody, *, sync: bool, meta: Callable[[], bytes] = bytes
+    ) -> int:
+        raise NotImplementedError(run, key, body, sync, meta)
 
     async def aclose(self) -> None:
         pass
 
 
+class NoChildren:
+    async def start(self, run: LiveRun, child_id: UUID, terms: StartTerms, *, is_dependent: bool) -> Started:
+        raise NotImplementedError(run, child_id, terms, is_dependent)
+
+
 async def measure(made: Workflow[int, int], runs: int, *, replay: bool) -> float:
     """Microseconds a run."""
     journal = Journal()
-    executor = Executor(journal, lambda _: NoTransactions(), Registry([made]), threads=1)
+    executor = Executor(journal, lambda _: NoTransactions(), Registry([made]), child_starts=NoChildren(), threads=1)
     executor.open()
     payload = made.ref(1).payload
     claimed = [_claimed(made, payload, ()) for _ in range(runs)]
@@ -115,7 +127,26 @@ async def _drive(executor: Executor, journal: Journal, claimed: list[ClaimedRun]
 
 def _claimed(made: Workflow[int, int], payload: bytes, memo: tuple[MemoRow, ...]) -> ClaimedRun:
     name, seq = made.ref.qualified_name, len(memo) + 1
-    return ClaimedRun(uuid4(), 1, seq, 0, 0, False, "default", name, None, None, payload, b"", START, START, memo)
+    return ClaimedRun(
+        id=uuid4(),
+        epoch=1,
+        next_seq=seq,
+        attempt=0,
+        crashes=0,
+        request=None,
+        rank=0,
+        deadline_s=None,
+        is_observed=False,
+        queue="default",
+        workflow=name,
+        resource=None,
+        reason=None,
+        input=payload,
+        meta=b"",
+        created_at=START,
+        claimed_at=START,
+        memo=memo,
+    )
 
 
 def best(make: Callable[[], Coroutine[Any, Any, float]], rounds: int = 5) -> float:

@@ -110,7 +110,7 @@ class Writer:
         self._answers.append(runs)
         self._tell()
 
-    def unclaimed(self, error: PostgresError) -> None:
+    def unclaimed(self, error: PostgresError) -> None:  # noqa: ARG002  # the protocol's
         self.unanswered_claims += 1
         self._tell()
 

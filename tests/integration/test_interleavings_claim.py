@@ -5,8 +5,8 @@ from concurrent.futures import Future
 import psycopg
 import pytest
 
+from kedge_worker.testing import Clock
 from tests import moves
-from tests.clock import Clock
 from tests.sessions import Session, Sessions
 
 # Stands in for clock() and stops a claim between its snapshot and its locks: where it asks whether a run is due.

@@ -1,7 +1,7 @@
 """What an operator does to a run that goes on: pauses that hold, waits that are cut short."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
@@ -13,6 +13,11 @@ from kedge_worker.testing import Clock
 from tests.scenarios.stage import Stage, handled, stage
 
 approved = EventRef("approved", int)
+
+
+def on(wait: Callable[[Context], Any]) -> Callable[[Context], Any]:
+    """Give a lambda its types."""
+    return wait
 
 
 @pytest.fixture
@@ -149,9 +154,9 @@ async def test_a_cancel_ends_a_paused_run(play: Stage) -> None:
 @pytest.mark.parametrize(
     ("wait", "data", "expected"),
     [
-        (lambda ctx: ctx.wait_for("w", approved), 7, 7),
-        (lambda ctx: ctx.sleep("w", "400 days"), None, None),
-        (lambda ctx: ctx.pause("w"), None, None),
+        (on(lambda ctx: ctx.wait_for("w", approved)), 7, 7),
+        (on(lambda ctx: ctx.sleep("w", "400 days")), None, None),
+        (on(lambda ctx: ctx.pause("w")), None, None),
     ],
     ids=["event", "sleep", "pause"],
 )

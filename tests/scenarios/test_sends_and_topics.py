@@ -99,7 +99,7 @@ async def test_a_send_with_a_key_counts_once_whoever_sends_it(play: Stage, clock
         return [first, await ctx.wait_for("two", greeting, timeout="1 day", default=None)]
 
     async def sender(ctx: Context) -> None:
-        target = UUID((await ctx.wait_for("who", EventRef("who", str))))
+        target = UUID(await ctx.wait_for("who", EventRef("who", str)))
         await ctx.send("greet", greeting("hello", key="k"), run=target)
         await ctx.send("again", greeting("hello again", key="k"), run=target)
 

@@ -129,7 +129,7 @@ async def test_log_lines_are_kept_with_the_run_once(play: Stage, clock: Clock) -
         ctx.log("warning", "over", odd=float("nan"))
 
     ref, made = handled(handler)
-    run = await play.play(ref(), made)
+    await play.play(ref(), made)
     clock.advance("2h")
     await play.go_on()
 
@@ -140,7 +140,7 @@ async def test_log_lines_are_kept_with_the_run_once(play: Stage, clock: Clock) -
 async def test_a_log_is_bounded(play: Stage) -> None:
     def handler(ctx: SyncContext) -> None:
         for number in range(1100):
-            ctx.log.info(f"line {number}")
+            ctx.log.info("line", number=number)
 
     ref, made = handled(handler)
     run = await play.play(ref(), made)

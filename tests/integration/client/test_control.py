@@ -367,7 +367,7 @@ async def test_what_became_of_letters_is_shown(twin: Twin, client: AnyClient, co
 
     sort(conn)
 
-    notes = [note.message for note in (await twin.do(run.view)).notes]
+    notes = [letter.message for letter in (await twin.do(run.view)).letters]
     assert sorted(notes) == [
         "cancel: done",
         "pause: already",

@@ -99,8 +99,10 @@ class RunFacts:
 
     def patched(self, change: str, /) -> bool:
         """
-        Whether this run has a change of the handler's code: True for runs that reach it anew, False for those that have
-        already gone past it with the code before. Told once, it stays so for the run::
+        Tell whether this run has a change of the handler's code.
+
+        True for runs that reach it anew, False for those that have gone past it with the code before. Told once, it
+        stays so for the run::
 
             if ctx.patched("fraud-check"):
                 await ctx.step("check-fraud", check_fraud, order)

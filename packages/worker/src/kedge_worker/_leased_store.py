@@ -253,9 +253,7 @@ class LeasedStore:
         await self._roundtrip([release, Call(self._commit)])
 
     async def charge(self, run: UUID) -> None:
-        """
-        Take a run out of this worker's hand as if that had died with it; one whose row somebody else has locked stays.
-        """
+        """Take a run out of this worker's hand as if that had died with it; one that somebody has locked stays."""
         ids = _binary.uuids([run.bytes])
         lock = Call(self._statements["LOCK_MOVING"], (self._worker, ids))
         results = await self._roundtrip([Call(self._begin), self._hold, lock])

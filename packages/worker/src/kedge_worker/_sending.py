@@ -18,7 +18,9 @@ def event_letter(
     sender: UUID, key: str, message: object, *, run: object, topic: object
 ) -> tuple[tuple[object, ...], int]:
     """
-    The columns of a letter (kind, to whom, id, slot, payload, sender, event_id) and its size; the same whenever it is made again.
+    Make the columns of a letter (kind, to whom, id, slot, payload, sender, event_id) and say its size.
+
+    They are the same whenever they are made again.
 
     Raises:
         InvalidOptionError: Neither or both of run and topic are given, it is no id of a run, or no message.

@@ -99,7 +99,8 @@ CLAIM: Final = """
                set_config('kedge_claim.waiting', (
                    select coalesce(array_agg(c.id) filter (where c.has_waits), '{}')::text from claimed c), false))
     select exists (select 1 from kedge.inbox), c.id, c.epoch, c.next_seq, c.attempt::int, c.crashes::int,
-           c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason, exists (select 1 from due),
+           c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason,
+           exists (select 1 from due),
            c.is_observed, extract(epoch from nullif(c.deadline_at, 'infinity') - kedge.clock())::float8
       from noted left join claimed c on true
      order by c.rank, c.seq
@@ -180,7 +181,8 @@ CLOSE_WAITS: Final = """
              from unnest($2::uuid[], $3::int[], $4::text[]) as x(run_id, epoch, key)
             cross join lateral (
                   select 1 from kedge.runs r
-                   where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
+                   where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid
+                  offset 0) fence
             cross join lateral (
                   select w.ctid from kedge.waits w where w.run_id = x.run_id and w.key = x.key offset 0) w))
 """
@@ -385,7 +387,8 @@ TIMES_UP: Final = """
     select w.run_id, w.key, w.attempt
       from unnest(%(runs)s::uuid[]) as i(id)
      cross join lateral (
-           select w.run_id, w.key, w.attempt from kedge.waits w where w.run_id = i.id and w.due_at <= kedge.clock() offset 0) w
+           select w.run_id, w.key, w.attempt from kedge.waits w
+            where w.run_id = i.id and w.due_at <= kedge.clock() offset 0) w
 """
 
 # ---- the end of a worker ------------------------------------------------------------------------------------------

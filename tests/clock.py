@@ -1,3 +1,0 @@
-"""The clock of `kedge_worker.testing`, by its old name."""
-
-from kedge_worker.testing import Clock as Clock
