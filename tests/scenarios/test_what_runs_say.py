@@ -233,3 +233,18 @@ async def test_a_run_has_at_most_ten_thousand_outcomes(play: Stage) -> None:
     run = await play.play(ref(), made)
 
     assert run.result(timeout=0) == [10_000]
+
+
+async def test_a_wait_that_has_begun_goes_on_at_the_limit(play: Stage, clock: Clock) -> None:
+    async def handler(ctx: Context) -> str:
+        for number in range(9_999):
+            await ctx.step("n", echo, number)
+        await ctx.sleep("the last one", "1h")
+        return "slept"
+
+    ref, made = handled(handler)
+    run = await play.play(ref(), made)
+    clock.advance("2h")
+    await play.go_on()
+
+    assert run.result(timeout=0) == "slept"

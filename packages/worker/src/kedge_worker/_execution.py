@@ -247,16 +247,18 @@ class Execution(KeptValues):
                 branches.turns.nudge()
         return here
 
-    def begin_anew(self, rows: int = 1) -> None:
+    def begin_anew(self, rows: int = 1, *, key: str | None = None) -> None:
         """
-        An operation begins that no earlier life knows, and that will have so many rows.
+        An operation begins whose outcome no earlier life knows, and that will have so many rows.
+
+        With its key it may go on beyond the limit if an earlier life has begun it.
 
         Raises:
             TooLargeError: The run would have more outcomes than a run may have.
         """
         self.replaying = False
         kept = self.run.next_seq - 1
-        if kept + rows > MAX_ROWS:
+        if kept + rows > MAX_ROWS and (key is None or self.waits is None or self.waits.stored(key) is None):
             raise TooLargeError(f"journal of run {self.run.claimed.id}", kept + rows, MAX_ROWS, "rows")
 
     def leave(self, here: Branch) -> None:

@@ -76,7 +76,7 @@ class Operations:
                 if here.race is not None and row.kind != "x":
                     here.race.is_decided = True
                 return cast("T", await self._replay(row, of, branch, here, recall))
-            execution.begin_anew()
+            execution.begin_anew(key=wait.key)
             wait.race = here.race
             served = await self.serve(wait, of, branch)
             return self.outcome(served, wait.key, recall)
@@ -129,7 +129,8 @@ class Operations:
         try:
             return recall(MemoRow(served.seq, kind, key, value, b"", _NEVER))
         except ReplayMismatch as mismatch:
-            self._execution.stop(Mismatched(mismatch.reason))
+            reason = mismatch.reason
+            self._execution.in_loop(lambda: self._execution.stop(Mismatched(reason)))
             raise
 
     async def _hand_out(self, seq: int, of: Operation, key: str, branch: Branch) -> None:

@@ -54,7 +54,7 @@ class Steps(Operations):
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
                 _decide(here, row)
                 return await self._replay(row, of, branch, here, self._recall(definition, args))
-            execution.begin_anew()
+            execution.begin_anew(key=key)
             if attempts is not None or (execution.waits is not None and execution.waits.stored(key) is not None):
                 attempts = attempts or Attempts(execution, of, key, definition)
                 served = await attempts.resume(self._server(of, branch, here))
@@ -119,7 +119,7 @@ class Steps(Operations):
             if execution.memo is not None and (row := execution.memo.get(key)) is not None:
                 _decide(here, row)
                 return await self._replay(row, "t", branch, here, self._recall(definition, args))
-            execution.begin_anew()
+            execution.begin_anew(key=key)
             attempts = Attempts(execution, "t", key, definition)
             if attempts.is_known:
                 await attempts.resume(self._server("t", branch, here))

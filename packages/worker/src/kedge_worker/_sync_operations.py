@@ -211,7 +211,7 @@ class SyncOperations(RunFacts):
         memo = self._execution.memo
         row = None if memo is None else memo.get(key)
         if row is None:
-            self._execution.begin_anew()
+            self._execution.begin_anew(key=key)
         return row
 
     def _replay(self, row: MemoRow, operation: Operation, recall: StepDefinition | Callable[[MemoRow], Any]) -> Any:
