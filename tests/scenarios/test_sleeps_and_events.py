@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Generator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import msgspec
@@ -23,6 +23,8 @@ class Payment(msgspec.Struct, frozen=True):
 
 paid = EventRef("paid", Payment)
 ticked = EventRef("ticked")
+
+WEST = timezone(timedelta(hours=-5))
 
 
 def on(wait: Callable[[Context], Any]) -> Callable[[Context], Any]:
@@ -318,3 +320,31 @@ async def test_what_waits_is_shown_while_it_waits(play: Stage) -> None:
     assert {key: wait.kind for key, wait in waits.items()} == {"settled": "event", "nap": "sleep", "look": "pause"}
     assert waits["settled"].event == "paid"
     assert waits["look"].due_at is None
+
+
+async def test_code_that_makes_something_else_of_a_wait_is_put_off_and_what_was_sent_is_kept_for_code_that_fits(
+    play: Stage, clock: Clock
+) -> None:
+    async def waits(ctx: Context) -> int:
+        return (await ctx.wait_for("settled", paid)).cents
+
+    async def steps(ctx: Context) -> int:
+        return await ctx.step("settled", one)
+
+    async def one() -> int:
+        return 1
+
+    ref, made = handled(waits)
+    _, changed = handled(steps)
+    run = await play.play(ref(), made)
+    run.send(paid(Payment(7)))
+    play.cast(changed)
+    await play.go_on()
+    # At rest beside mail that would wake it: no promise is broken, the code is.
+    assert play.rows("select * from kedge.check_invariants()") == []
+    assert "has begun as a wait for an event" in str(play.client.get(run).reason)
+
+    play.cast(made)
+    clock.advance("1h")
+    await play.go_on()
+    assert run.result(timeout=0) == 7

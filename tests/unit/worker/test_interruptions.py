@@ -336,7 +336,7 @@ async def echo(value: str) -> str:
 
 
 class Slow:
-    """A handler whose sibling branch is late in the second life, so that a raw timeout goes off while a kept value waits."""
+    """A sibling branch is late in the second life, so that a raw timeout goes off while a kept value waits."""
 
     def __init__(self, interrupted: Callable[[Context, Callable[[], Awaitable[str]]], Awaitable[object]]) -> None:
         self._interrupted = interrupted

@@ -39,11 +39,15 @@ def sleep_until(key: str, when: object) -> Wait:
     A wait until a moment; one that has passed ends at once.
 
     Raises:
-        InvalidOptionError: It is no datetime with a time zone.
+        InvalidOptionError: It is no datetime with a time zone, or beyond the years that UTC has.
     """
     if not isinstance(when, datetime) or when.utcoffset() is None:
         raise InvalidOptionError(f"sleep_until: {shown(when)} is no time: give a datetime with a time zone")
-    return _sleep(key, due_at=when.astimezone(UTC))
+    try:
+        moment = when.astimezone(UTC)
+    except OverflowError:
+        raise InvalidOptionError(f"sleep_until: {shown(when)} is out of range in UTC") from None
+    return _sleep(key, due_at=moment)
 
 
 def _sleep(key: str, *, delay_s: float | None = None, due_at: datetime | None = None) -> Wait:

@@ -69,8 +69,9 @@ language sql stable as $$
     select 'I10', r.id, 'waiting for nothing' from kedge.runs r
      where r.state = 'w' and r.due_at is null and not exists (select 1 from kedge.waits w where w.run_id = r.id)
     union all
+    -- (with a reason it was given back for a while by code that does not fit what it waits for)
     select 'I10', r.id, 'waiting beside unread mail that wakes it' from kedge.runs r
-     where r.state = 'w' and r.has_waits and kedge.mail_wakes(r.id)
+     where r.state = 'w' and r.has_waits and r.reason is null and kedge.mail_wakes(r.id)
     union all
     select 'I10', r.id, 'at rest with waits or mail that its claim does not read' from kedge.runs r
      where r.state <> 'r' and not r.has_waits and kedge.waits_or_mail(r.id)
