@@ -139,7 +139,7 @@ class Starting(Operations):
         )
         return child_id
 
-    async def begin_alone(self, start: ChildStart, branch: Branch, may_keep: Coroutine[Any, Any, None]) -> UUID:
+    async def begin_alone(self, start: ChildStart, branch: Branch, may_keep: Coroutine[Any, Any, object]) -> UUID:
         """
         Start a child in a transaction of its own, which may have to wait; answers whose run holds its key.
 
