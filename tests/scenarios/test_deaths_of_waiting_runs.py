@@ -1,4 +1,4 @@
-"""Processes are killed, frozen and stopped while their runs wait: each event is read once and in order, none is lost."""
+"""Processes are killed, frozen, stopped while their runs wait: each event is read once and in order, none is lost."""
 
 import random
 import signal

@@ -13,7 +13,8 @@ from kedge.failures import decode_error
 from kedge.refs import WorkflowRef
 from kedge_worker import _executor, _handling
 from kedge_worker._context import Context
-from kedge_worker._outcomes import End, GiveBack
+from kedge_worker._outcomes import End, GiveBack, Park
+from kedge_worker._sync_context import SyncContext
 from kedge_worker._workflows import workflow
 from tests.unit.worker.journal import Lives, bound, claim
 
@@ -526,3 +527,50 @@ async def test_a_line_is_logged_for_each_move_and_none_has_a_payload(caplog: pyt
 
     assert "secret 1" not in caplog.text
     assert "secret 2" not in caplog.text
+
+
+@pytest.mark.parametrize("races", [False, True])
+async def test_a_handler_that_catches_everything_and_asks_again_for_ever_does_not_hold_the_others(races: bool) -> None:
+    may_end = False
+
+    async def handler(ctx: Context) -> str:
+        while not may_end:
+            with contextlib.suppress(BaseException):
+                if races:
+                    await ctx.first("race", ctx.sleep("nap", "1h"), ctx.sleep("long", "2h"))
+                else:
+                    await ctx.sleep("nap", "1h")
+        return "dropped"
+
+    async with Lives(bound(handler)) as lives:
+        claimed = lives.begin()
+        async with asyncio.timeout(10):
+            while not (execution := lives.executor._executions[lives.executor.runs[claimed.id]]).is_hopeless:
+                await asyncio.sleep(0.01)
+        assert claimed.id not in lives.journal.moves
+
+        may_end = True
+        execution.interrupt()
+        assert isinstance(await lives.journal.moved(claimed.id), Park)
+
+
+async def test_a_sync_handler_that_catches_everything_leaves_the_interpreter_to_the_others() -> None:
+    may_end = threading.Event()
+
+    def handler(ctx: SyncContext) -> str:
+        while not may_end.is_set():
+            with contextlib.suppress(BaseException):
+                ctx.sleep("nap", "1h")
+        return "dropped"
+
+    async with Lives(bound(handler)) as lives:
+        claimed = lives.begin()
+        async with asyncio.timeout(30):
+            while not (execution := lives.executor._executions[lives.executor.runs[claimed.id]]).is_hopeless:
+                await asyncio.sleep(0.01)
+        refusals = execution.refusals
+        await asyncio.sleep(0.3)
+        assert execution.refusals <= refusals + 10
+
+        may_end.set()
+        assert isinstance(await lives.journal.moved(claimed.id), Park)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, TypeVarTuple, cast, overload
 from uuid import UUID
 
 import kedge_worker._racing as racing
@@ -14,6 +14,8 @@ from kedge.durations import Duration
 from kedge.event_refs import EventMessage, EventRef
 from kedge.result_types import MISSING
 from kedge_worker._bodies import Bodies
+from kedge_worker._operations import Never
+from kedge_worker._signals import StubbornHandler
 
 if TYPE_CHECKING:
     from kedge_worker._branches import Branch
@@ -176,6 +178,9 @@ class Context(Bodies):
         """
         racing.check_branches(branches)
         branch = self._here()
+        if self._execution.is_hopeless:
+            racing.discard(branches)
+            return Never().wait()
         return racing.first(self._operations, self._execution, branch.key(step_id), branch, branches)
 
     def send(
@@ -221,4 +226,10 @@ class Context(Bodies):
         return self._operations.branch(self._here().named(name), fn, args)
 
     def _here(self) -> Branch:
-        return self._execution.here()
+        try:
+            return self._execution.here()
+        except StubbornHandler:
+            if not self._execution.is_hopeless:
+                raise
+            self._operations = self._children = cast("Any", Never())
+            return self._execution.branches.root

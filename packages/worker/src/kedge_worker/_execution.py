@@ -219,6 +219,11 @@ class Execution(KeptValues):
             self._refuse()
         return here
 
+    @property
+    def is_hopeless(self) -> bool:
+        """The handler catches even what is raised at those that catch every cancellation."""
+        return self.refusals > 2 * _MOST_REFUSALS
+
     def _refuse(self) -> NoReturn:
         self.refusals += 1
         if self.refusals > _MOST_REFUSALS:

@@ -298,6 +298,19 @@ class Operations:
                 execution.journal.add(execution.run, CLOSE_WAITS, key)
 
 
+class Never:
+    """
+    In the place of the operations for a handler that catches everything and asks again, for ever: what it awaits never
+    ends, so it holds neither the event loop nor the other runs.
+    """
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        return self.wait
+
+    async def wait(self, *_: object) -> Any:
+        await asyncio.get_running_loop().create_future()
+
+
 def cancellations() -> int:
     """How often somebody asked the current task to end. If nobody did, a body has raised CancelledError by itself."""
     task = asyncio.current_task()

@@ -37,7 +37,7 @@ def check_branches(branches: Sequence[object]) -> None:
         HandlerUseError: There are too few, too many, or something that cannot be awaited.
     """
     if not FEWEST <= len(branches) <= MOST or not all(inspect.isawaitable(one) for one in branches):
-        _discard(branches)
+        discard(branches)
         raise HandlerUseError(
             f"first() takes {FEWEST} to {MOST} awaitables, as ctx.first('answer', ctx.wait_for('yes', approved), "
             "ctx.sleep('late', '1h'))"
@@ -89,7 +89,7 @@ async def _again(
     except ReplayMismatch as mismatch:
         operations.mismatch(mismatch)
         raise
-    _discard([one for place, one in enumerate(branches) if place != winner])
+    discard([one for place, one in enumerate(branches) if place != winner])
     # As many as the tasks of the first time: the branches behind them are numbered.
     for _ in branches:
         here.child()
@@ -139,7 +139,8 @@ async def unwind(tasks: Sequence[asyncio.Task[Any]]) -> None:
         raise interruption
 
 
-def _discard(branches: Sequence[object]) -> None:
+def discard(branches: Sequence[object]) -> None:
+    """Nobody will await these."""
     for one in branches:
         if isinstance(one, Coroutine):
             one.close()

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _OTHER_THREAD: Final = (
     "a SyncContext belongs to its handler's thread: call it there; for concurrency write an async handler"
 )
+_REFUSED_S: Final = 0.1
 _STOPS: Final = (asyncio.CancelledError, LeaseLostError, ReplayMismatch)
 
 
@@ -86,6 +87,9 @@ class SyncOperations(RunFacts):
             self._execution.loop.call_soon_threadsafe(self._execution.leave_for_pause)
         if self._execution.closed or self._execution.pausing:
             self._execution.noticed = True
+            self._execution.refusals += 1
+            if self._execution.is_hopeless:
+                time.sleep(_REFUSED_S)  # its thread is lost; the others' share of the interpreter is not
             raise ClosedError
 
     def _wait(self, wait: Wait, of: Operation, recall: Callable[[MemoRow], T]) -> T:
