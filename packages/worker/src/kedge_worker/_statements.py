@@ -160,12 +160,13 @@ START_CHILDREN: Final = """
 # A wait that begins, or whose next check or attempt is planned: that one has a higher number. A repeat moves nothing.
 OPEN_WAITS: Final = """
     insert into kedge.waits (run_id, opened_at, due_at, until_at, attempt, need, kind, key, slot, group_key, state)
-    select x.run_id, kedge.instant(), coalesce(x.due_at, kedge.instant() + make_interval(secs => x.delay_s)),
-           kedge.instant() + make_interval(secs => x.limit_s), x.attempt, x.need, x.kind, x.key, x.slot, x.group_key,
+    select x.run_id, t.now, coalesce(x.due_at, t.now + make_interval(secs => x.delay_s)),
+           t.now + make_interval(secs => x.limit_s), x.attempt, x.need, x.kind, x.key, x.slot, x.group_key,
            x.state
       from unnest($2::uuid[], $3::int[], $4::text[], $5::"char"[], $6::text[], $7::float8[], $8::timestamptz[],
                   $9::float8[], $10::int[], $11::int[], $12::text[], $13::bytea[])
            as x(run_id, epoch, key, kind, slot, delay_s, due_at, limit_s, attempt, need, group_key, state)
+     cross join (select kedge.instant() as now offset 0) t
      cross join lateral (
            select 1 from kedge.runs r
             where r.id = x.run_id and r.epoch = x.epoch and r.worker_id is not distinct from $1::uuid offset 0) fence
