@@ -888,3 +888,48 @@ async def test_a_worker_that_lost_its_lease_writes_nothing_of_a_wait(play: Stage
         assert await run.result(timeout=30) == "hello"
     assert len(lives) == 2
     assert [kind for kind, _ in journal(play, run)] == ["e"]
+
+
+# ---- a worker that stops
+
+
+async def test_a_run_that_waits_does_not_hold_up_a_worker_that_stops(play: Stage) -> None:
+    async def handler(ctx: Context) -> str:
+        come = await ctx.wait_for("one", one, timeout=0.7, default=None)
+        return "nobody" if come is None else come.text
+
+    ref, made = handled(handler)
+    async with AsyncClient.connect(play.url) as client:
+        worker = Worker(play.url, workflows=[made], grace="12s")
+        async with worker:
+            run = await client.start(ref())
+            await until(lambda: asyncio.to_thread(lambda: bool(open_waits(play, run))), "it waits")
+            async with asyncio.timeout(8):
+                await worker.stop()
+        async with Worker(play.url, workflows=[made]):
+            assert await run.result(timeout=20) == "nobody"
+
+
+async def test_waits_beside_a_long_step_are_served_while_a_worker_stops(play: Stage) -> None:
+    bell = Bell()
+
+    async def handler(ctx: Context) -> list[Any]:
+        late = ctx.wait_for("two", two, timeout=0.3, default=None)
+        return list(await asyncio.gather(ctx.step("long", bell.body), ctx.wait_for("one", one), late))
+
+    ref, made = handled(handler)
+    async with AsyncClient.connect(play.url) as client:
+        worker = Worker(play.url, workflows=[made], grace="12s")
+        async with worker:
+            run = await client.start(ref())
+            await bell.begun.wait()
+            stopping = asyncio.create_task(worker.stop())
+            await run.send(one(Word("hello")))
+            # Another worker's courier.
+            await asyncio.to_thread(play.rows, "select sorted from kedge.sort_inbox(10)")
+            await until_rows(play, run, "one", "two")
+            bell.rung.set()
+            async with asyncio.timeout(8):
+                await stopping
+        assert (await run.result(timeout=0))[2] is None
+    assert play.epoch(run.id) == 1

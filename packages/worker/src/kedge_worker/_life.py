@@ -215,7 +215,7 @@ class Life:
         """Give back what has not ended within the grace, and leave. Bounded, also with the database down."""
         self.claimer.stopped = True
         for task in self._tasks:
-            if task.get_name() != "flusher":
+            if task.get_name() not in ("flusher", "attendant"):  # runs go on within the grace, and some of them wait
                 task.cancel()
         owned: Sequence[UUID] = ()
         seeing_off = asyncio.create_task(self._solo.stop(0 if self.ended.done() else grace_s, hurry=hurry))
@@ -310,8 +310,9 @@ class Life:
         return free if self.limit is None else min(free, self.limit)
 
     def _linger_s(self) -> float:
-        """How long a run that waits stays: mail that comes at once finds it, unless others want its slot."""
-        return _PARK_LINGER_S if self._serves and not self.claimer.is_full else 0.0
+        """How long a run that waits stays: mail that comes at once finds it. Not if others want its slot, or all leave."""
+        may_stay = self._serves and not self.claimer.stopped and not self.claimer.is_full
+        return _PARK_LINGER_S if may_stay else 0.0
 
     def _look(self) -> None:
         self._attendant.ring()
