@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from kedge.failures import decode_error
 from kedge.refs import WorkflowRef
 from kedge_worker import _executor, _handling
 from kedge_worker._context import Context
-from kedge_worker._outcomes import End, GiveBack, Park
+from kedge_worker._outcomes import End, GiveBack, Park, Released
 from kedge_worker._sync_context import SyncContext
 from kedge_worker._workflows import workflow
 from tests.unit.worker.journal import Lives, bound, claim
@@ -574,3 +575,28 @@ async def test_a_sync_handler_that_catches_everything_leaves_the_interpreter_to_
 
         may_end.set()
         assert isinstance(await lives.journal.moved(claimed.id), Park)
+
+
+async def test_a_sync_handler_that_begins_to_wait_while_it_is_stopped_ends_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_executor, "UNWINDING_S", 3600)
+    about = threading.Event()
+
+    def handler(ctx: SyncContext) -> str:
+        about.set()
+        ctx.sleep("nap", "1h")
+        return "awake"
+
+    async with Lives(bound(handler)) as lives:
+        claimed, _ = await lives.run()
+        about.clear()
+        again = lives.begin_again(claimed)
+        execution = lives.executor._executions[lives.executor.runs[claimed.id]]
+        while not about.is_set():
+            await asyncio.sleep(0)
+        time.sleep(0.05)  # the loop stands, so what the thread asks for comes behind the stop
+        execution.stop(Released())
+
+        async with asyncio.timeout(10):
+            assert await lives.journal.moved(again.id) == GiveBack()

@@ -310,7 +310,7 @@ class Life:
         return free if self.limit is None else min(free, self.limit)
 
     def _linger_s(self) -> float:
-        """How long a run that waits stays: mail that comes at once finds it. Not if others want its slot, or all leave."""
+        """How long a run that waits stays, to be found by mail that comes at once: unless somebody wants its slot."""
         may_stay = self._serves and not self.claimer.stopped and not self.claimer.is_full
         return _PARK_LINGER_S if may_stay else 0.0
 

@@ -101,6 +101,8 @@ class SyncOperations(RunFacts):
     async def _serve(self, wait: Wait, of: Operation) -> Served:
         """In the event loop: the handler's thread is blocked meanwhile."""
         execution = self._execution
+        if execution.closed:  # since the handler has asked: nobody would interrupt this any more
+            raise ClosedError
         execution.active += 1
         try:
             return await Operations(execution).serve(wait, of, self._branch)
