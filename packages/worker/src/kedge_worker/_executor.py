@@ -158,7 +158,7 @@ class Executor:
         for run in moved:
             outcome = self._outcomes.pop(run, None)
             if outcome is not None:
-                going_on += not isinstance(next_move(outcome), End)
+                going_on += run.goes_on
                 _log_move(run, outcome)
             execution = self._executions.get(run)
             if execution is None:
@@ -291,7 +291,9 @@ class Executor:
 
     def _move(self, run: LiveRun, outcome: Outcome) -> None:
         self._outcomes[run] = outcome
-        self._journal.move(run, next_move(outcome, before=run.claimed.reason))
+        move = next_move(outcome, before=run.claimed.reason)
+        run.goes_on = not isinstance(move, End)
+        self._journal.move(run, move)
 
     def _leave(self, execution: Execution) -> None:
         run = execution.run

@@ -190,6 +190,8 @@ class LiveRun:
     next_seq: int
     is_observed: bool = False
     """A client watches all that happens to it."""
+    goes_on: bool = False
+    """Its move out of this worker's hand is not its end."""
     batch: Batch | None = None
     """The last batch that carries rows, or the move, of this run."""
     lost: bool = False
