@@ -165,8 +165,8 @@ async def test_a_sync_handlers_step_is_tried_again_in_its_own_thread() -> None:
         assert lives.result(move) == 7
         assert sides(lives.journal)[-1] == "CLOSE_WAITS"
         assert [(one.kind, one.attempt, one.n) for one in failures(lives.journal)] == [("s", 1, 1), ("s", 2, 2)]
+        assert len(threads) == 1
         assert lives.result(await lives.again(claimed)) == 7
-    assert len(threads) == 1
     assert body.calls == 3
 
 
