@@ -27,6 +27,8 @@ LAPSED: Final = 87
 """A child's exit code: its lease was lost, though nothing in it had crashed."""
 
 _PERIOD_S: Final = (1.2, 1.6)
+_LOOK_PERIOD_S: Final = (3.0, 4.0)
+"""Whoever makes a run solo rings its own bell: only what another worker has left is found by looking."""
 # Whoever has made a run solo looks for it at once; the others only help.
 _PATIENCE_S: Final = 3.0
 _MAX_FAILED_STARTS: Final = 3
@@ -152,7 +154,7 @@ class Solo:
                     raise
                 _log.warning("solo: %s", error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
+                async with asyncio.timeout(random.uniform(*_LOOK_PERIOD_S)):  # noqa: S311  # jitter
                     await self._bell.wait()
 
     async def stop(self, grace_s: float, *, hurry: asyncio.Event | None = None) -> None:

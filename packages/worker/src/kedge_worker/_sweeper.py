@@ -21,6 +21,7 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _PERIOD_S: Final = (1.2, 1.6)
 _FORGET_PERIOD_S: Final = 60.0
+_EXPIRE_PERIOD_S: Final = 2.0
 _EXPIRE_BATCH: Final = 500
 _FORGET_BATCH: Final = 1000
 
@@ -52,6 +53,7 @@ class Sweeper:
         self._found_solo = found_solo
         self._sent = sent
         self._forgot_at = 0.0
+        self._expired_at = 0.0
         self._bell = asyncio.Event()
 
     def ring(self) -> None:
@@ -64,7 +66,7 @@ class Sweeper:
                 async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
                     await self._bell.wait()
             self._bell.clear()
-            for duty in (self._take_back, self.expire, self._forget):
+            for duty in (self._take_back, self._expire, self._forget):
                 try:
                     await duty()
                 except PostgresError as error:
@@ -117,6 +119,13 @@ class Sweeper:
     async def _tell(self, ended: list[UUID]) -> None:
         await self._store.notify_ended(ended)
         self._sent()
+
+    async def _expire(self) -> None:
+        # The owner of a running run has a timer of its own: this is for those that nobody executes.
+        now = asyncio.get_running_loop().time()
+        if now - self._expired_at > _EXPIRE_PERIOD_S:
+            self._expired_at = now
+            await self.expire()
 
     async def _forget(self) -> None:
         now = asyncio.get_running_loop().time()
