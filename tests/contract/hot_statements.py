@@ -155,6 +155,7 @@ HOT: Final[dict[str, Hot]] = {
         arguments=(crowd.WORKER, OWN, [crowd.EPOCH] * BATCH, [0.0] * BATCH, [None] * BATCH, [2] * BATCH),
         by={"runs_pkey"},
         touches=BATCH,
+        blocks=20 * BATCH,  # with the looks for waits and mail; PostgreSQL 16 touches 17 a run
     ),
     "notify watchers": Hot(
         side="journal",
