@@ -11,13 +11,16 @@ export UV_LINK_MODE ?= copy
 CHECKED := packages tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all checks unit bench bench-growth lock format clean
+.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-growth lock format clean
 
 help:
 	@echo "make setup         set up .tools and .venv (done by all others when needed)"
 	@echo "make demo          post 2,000 orders, kill workers on the way, count what came of it"
 	@echo "make test          formatting, lint, import contracts, types, and every test on PostgreSQL 18"
 	@echo "make test-all      the same, and the tests with a database on PostgreSQL 16 as well"
+	@echo "make proof         what is promised, under every fault we can bring about: all interleavings and crash points"
+	@echo "make chaos         the same with processes killed, servers crashed and cut off, under load (alone on the machine)"
+	@echo "make soak          twenty minutes of everything (KEDGE_PROOF_MINUTES=480 for a night)"
 	@echo "make bench         runs/s, steps/s, latencies (by hand, never a test)"
 	@echo "make bench-growth  the cost of a claim with 1,000,000 finished and 100,000 sleeping runs"
 	@echo "make lock          renew requirements/*.txt"
@@ -72,6 +75,15 @@ checks: setup
 # The tests without a database: seconds, while writing.
 unit: setup
 	@$(BIN)/pytest -q tests/unit
+
+proof: setup
+	@KEDGE_PROOF=full $(BIN)/pytest -q -n 2 --dist worksteal tests/proof
+
+chaos: setup
+	@KEDGE_PROOF=chaos $(BIN)/pytest -v tests/proof/chaos
+
+soak: setup
+	@KEDGE_PROOF=soak $(BIN)/pytest -v tests/proof/soak
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run

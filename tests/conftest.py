@@ -14,6 +14,9 @@ from hypothesis import settings
 from kedge_worker.testing import Clock, PostgresServer
 from kedge_worker.testing._databases import Databases, broken_invariants
 from tests.postgres import may_start_servers, server_for_tests, server_to_break
+from tests.proof.kit.plugin import figure, note_figures, select, summarise
+
+__all__ = ["figure"]  # a fixture by being here
 
 # The same examples every time, so that a red build is red at home as well; --hypothesis-profile=random looks further.
 settings.register_profile("same", deadline=None, derandomize=True)
@@ -89,3 +92,18 @@ def _fail_if_broken(url: str) -> None:
     if rows := broken_invariants(url):
         listed = "\n".join(f"  {row}" for row in rows)
         pytest.fail(f"the test left {len(rows)} broken invariants:\n{listed}", pytrace=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not of this lane of the proof."""
+    select(config, items)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what a test has measured."""
+    note_figures(report)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the proof has left out, and its figures."""
+    summarise(terminalreporter)
