@@ -227,7 +227,9 @@ class _Checker:
     def _events(self) -> None:
         """I8: what was sent is told once, in the order of its sender; what was not sent is not told."""
         asked = {(line["run"], line["n"]) for line in self._by["send.invoke"]}
-        sent = {(line["run"], line["n"]) for line in self._by["send.ok"]}
+        sent = defaultdict[str, list[Line]](list)
+        for line in self._by["send.ok"]:
+            sent[line["run"]].append(line)
         for run in self._tables.runs.values():
             taken = [value for kind, _, value in run.outcomes if kind == "e"]
             if len(set(taken)) < len(taken):
@@ -236,14 +238,15 @@ class _Checker:
                 if (run.id, n) not in asked:
                     self._broken("I8", f"run {run.id} took event {n}, which nobody sent")
             lanes = defaultdict[str, list[int]](list)
-            for line in self._by["send.ok"]:
-                if line["run"] == run.id and line["n"] in taken and line["n"] not in lanes[line.get("lane", "")]:
-                    lanes[line.get("lane", "")].append(line["n"])
+            for line in sent[run.id]:
+                lane = lanes[line.get("lane", "")]
+                if line["n"] in taken and line["n"] not in lane:
+                    lane.append(line["n"])
             for lane, order in lanes.items():
                 if [n for n in taken if n in order] != order:
                     self._broken("I8", f"run {run.id} took {taken}, sender {lane!r} sent {order}")
-            if run.status == "completed":
-                for n in sorted(n for r, n in sent if r == run.id and n not in taken and run.workflow == "event"):
+            if run.status == "completed" and run.workflow == "event":
+                for n in sorted({line["n"] for line in sent[run.id]} - set(taken)):
                     self._lost("I8", f"event {n} of run {run.id} was acknowledged, and never told")
 
 
