@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import difflib
 import importlib
 import logging
@@ -16,6 +15,7 @@ from uuid import UUID
 from kedge.errors import KedgeError, SchemaError, UsageError
 from kedge_worker._errors import PostgresError, TroubleError, is_gone
 from kedge_worker._migrator import full_sql, migrate, pending
+from kedge_worker._process import run_as_process
 from kedge_worker._settings import database_url
 from kedge_worker._solo import Target
 from kedge_worker._solo_child import Parent
@@ -29,7 +29,10 @@ WRONG_SCHEMA: Final = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 failed, 2 wrong usage, 4 database not reached, 5 schema missing, older or newer."""
+    """
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 4 database not reached, 5 schema missing, older or newer, 6 a handler
+    has blocked the event loop for three leases.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -79,13 +82,18 @@ def _parser() -> argparse.ArgumentParser:
 def _run(target: str) -> int:
     worker = _load(target)
     worker.target = Target(target, os.getcwd())
-    asyncio.run(worker.run())
-    return OK
+
+    async def work() -> int:
+        await worker.run()
+        return OK
+
+    return run_as_process(work, lease_s=worker.settings.lease_s)
 
 
 def _solo(target: str, child_id: UUID) -> int:
     parent = Parent()
-    return asyncio.run(_load(target).run_solo(child_id, parent))
+    worker = _load(target)
+    return run_as_process(lambda: worker.run_solo(child_id, parent), lease_s=worker.settings.lease_s)
 
 
 def _migrate(plan: bool, sql: bool) -> int:  # noqa: FBT001  # two flags of the command line
