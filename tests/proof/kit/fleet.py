@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -30,7 +31,8 @@ class Fleet:
         self.folder = folder
         self.journal = Journal(folder, "fleet")
         self._settings = settings
-        self._all: list[Process] = []
+        self._logs: dict[Process, Path] = {}
+        self._numbers = itertools.count()  # tests start processes from several threads
 
     def worker(
         self, target: str = "tests.proof.kit.programs:worker", *, url: str | None = None, **settings: str
@@ -52,14 +54,15 @@ class Fleet:
             **{f"KEDGE_{key}": value for key, value in {**self._settings, **settings}.items()},
         }
         # Into a file: a pipe that nobody reads would stop the process as soon as it is full.
-        with open(self.folder / f"log{len(self._all)}", "wb") as log:
+        path = self.folder / f"log{next(self._numbers)}"
+        with open(path, "wb") as log:
             process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
-        self._all.append(process)
+        self._logs[process] = path
         return process
 
     def log(self, process: Process) -> str:
         """What it has written so far."""
-        return (self.folder / f"log{self._all.index(process)}").read_text("utf-8", "replace")
+        return self._logs[process].read_text("utf-8", "replace")
 
     # ---- faults
 
@@ -115,12 +118,12 @@ class Fleet:
 
     def close(self) -> str:
         """End all that are left; answers what all have written."""
-        for process in self._all:
+        for process in list(self._logs):
             if process.poll() is None:
                 process.kill()  # also of a stopped one
             process.wait()
         self.journal.close()
-        return "\n".join(self.log(process)[-4000:] for process in self._all)
+        return "\n".join(self.log(process)[-4000:] for process in list(self._logs))
 
 
 @contextmanager
