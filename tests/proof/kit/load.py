@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 from uuid import uuid4
 
-from kedge import OutcomeUnknownError, RunError, UnavailableError
+from kedge import InvalidRunStateError, OutcomeUnknownError, RunError, UnavailableError
 from kedge_client import AsyncClient, AsyncRunHandle
 from tests.proof.kit.journal import Journal
 from tests.proof.kit.programs import FOLDER_VARIABLE, REFS, Work, go
@@ -56,6 +56,10 @@ class Load:
         if name == "event":
             for n in range(self._options.n):
                 await self._send(handle, n)
+        if name == "patient":
+            await self._cancel(handle)
+        elif random.random() < self._options.pauses:
+            await self._hold(handle)
         if random.random() < self._options.results:
             await self._result(handle)
 
@@ -63,6 +67,20 @@ class Load:
         about = {"run": str(handle.id), "n": n, "lane": self._journal.who}
         await self._settled("send", about, lambda: handle.send(go(n, key=str(n))))
         self._journal.write("send.ok", **about)
+
+    async def _cancel(self, handle: AsyncRunHandle[object]) -> None:
+        about = {"run": str(handle.id)}
+        await self._settled("cancel", about, lambda: handle.cancel(reason="the load's"))
+        self._journal.write("cancel.ok", **about)
+
+    async def _hold(self, handle: AsyncRunHandle[object]) -> None:
+        about = {"run": str(handle.id)}
+        for what, ask in (("pause", handle.pause), ("resume", handle.resume)):
+            try:
+                await self._settled(what, about, ask)
+            except InvalidRunStateError:
+                return  # it was faster
+            self._journal.write(f"{what}.ok", **about)
 
     async def _result(self, handle: AsyncRunHandle[object]) -> None:
         while True:
@@ -101,6 +119,7 @@ async def main() -> None:
     parser.add_argument("--n", type=int, default=3, help="operations of a run")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a body takes")
     parser.add_argument("--results", type=float, default=0.1, help="share of the runs whose result is waited for")
+    parser.add_argument("--pauses", type=float, default=0.0, help="share of the runs that are paused and resumed")
     options = parser.parse_args()
     journal = Journal(Path(os.environ[FOLDER_VARIABLE]), f"client-{os.getpid()}")
     async with AsyncClient.connect(max_connections=8) as client:

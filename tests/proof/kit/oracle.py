@@ -180,14 +180,23 @@ class _Checker:
             self._broken("I5", f"outcome {what} is in the journal without its effect")
 
     def _bodies(self) -> None:
-        """I6: a body runs once, plus once for each failed attempt, plus at most once for each life that was cut."""
+        """
+        I6: a body runs once, plus once for each failed attempt, plus at most once for each life that was cut; that of a
+        transactional step also once for each fault of the server, which undoes its transaction within a life.
+        """
         ended = {line["life"] for line in self._by["life.end"]}
         cut = Counter(line["run"] for line in self._by["life"] if line["life"] not in ended)
+        # Of the lives that came to their end, all but one died before that was stored.
+        cut += Counter({run: n - 1 for run, n in Counter(line["run"] for line in self._by["life.end"]).items()})
         bodies = Counter((line["run"], line["step"]) for line in self._by["body"])
         self._report.counts["bodies"] = bodies.total()
+        undone = sum(line.get("about") == "server" for line in self._by["fault"])
+        transactions = {(r.id, step) for r in self._tables.runs.values() for kind, step, _ in r.outcomes if kind == "t"}
         for (run, step), number in bodies.items():
             expected = 1 + self._tables.failed.get((run, step), 0)
             self._report.counts["extra_bodies"] += max(0, number - expected)
+            if (run, step) in transactions:
+                expected += undone
             if number > expected + cut[run]:
                 self._broken(
                     "I6", f"step {step} of {run} ran {number} times: {expected} expected, {cut[run]} lives cut"
@@ -239,9 +248,9 @@ class _Checker:
                     self._broken("I8", f"run {run.id} took event {n}, which nobody sent")
             lanes = defaultdict[str, list[int]](list)
             for line in sent[run.id]:
-                lane = lanes[line.get("lane", "")]
-                if line["n"] in taken and line["n"] not in lane:
-                    lane.append(line["n"])
+                known = lanes[line.get("lane", "")]
+                if line["n"] in taken and line["n"] not in known:
+                    known.append(line["n"])
             for lane, order in lanes.items():
                 if [n for n in taken if n in order] != order:
                     self._broken("I8", f"run {run.id} took {taken}, sender {lane!r} sent {order}")
