@@ -34,6 +34,8 @@ MAX_ROWS: Final = 500
 MAX_BYTES: Final = 8 * 1024 * 1024
 # A row that somebody has locked may be free at any moment, and looking is cheap: SKIP LOCKED waits for nobody.
 _LONGEST_PUT_OFF_S: Final = 1.0
+# A database that is back has work again within three seconds.
+_LONGEST_RECONNECT_S: Final = 2.0
 
 
 class FlushEvents(Protocol):
@@ -270,7 +272,7 @@ class Flusher:
         return await self._narrow_down(error, batch)
 
     async def _reconnect(self) -> None:
-        pause = Backoff()
+        pause = Backoff(_LONGEST_RECONNECT_S)
         while True:
             try:
                 await self._store.connect()

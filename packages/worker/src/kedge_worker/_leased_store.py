@@ -13,6 +13,7 @@ import psycopg
 import kedge_worker._binary as _binary
 from kedge.schema import render
 from kedge_worker._claims import ClaimAnswer, ClaimRequest, read_claim
+from kedge_worker._errors import is_gone
 from kedge_worker._outcomes import End, GiveBack, Park, RetryLater
 from kedge_worker._pipeline import Call, CutError, Pipeline, Statement, int_of, value_of
 from kedge_worker._runs import Batch, LiveRun, Row
@@ -135,6 +136,11 @@ class LeasedStore:
             timeline = value_of(results[1], 0, 1)
             if self._timeline not in (None, timeline):
                 raise LeaseLostError("the server was promoted: what the old one confirmed last may be missing here")
+        except psycopg.InternalError as error:
+            pipeline.abort()
+            if is_gone(error):  # it takes no writes
+                raise CutError(str(error)) from error
+            raise
         except BaseException:
             pipeline.abort()
             raise

@@ -47,11 +47,11 @@ class Listener:
                     self._ring("")
                     pause_s = 0.05
                     await self._listen(conn)
-            except (psycopg.OperationalError, TimeoutError, OSError) as error:
+            except (psycopg.Error, TimeoutError, OSError) as error:
                 _log.warning("listener: %s; reconnecting in %.2g s", error, pause_s)
             self.listening.clear()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
-            pause_s = min(pause_s * 2, 5.0)
+            pause_s = min(pause_s * 2, 2.0)
 
     async def _listen(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         while True:

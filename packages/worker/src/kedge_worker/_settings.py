@@ -24,6 +24,9 @@ _PLANNER: Final = {
     "enable_seqscan": "off",
 }
 
+# A standby has nothing to do for a worker: of several hosts the one that takes writes, and none until there is one.
+_WRITABLE: Final = {"target_session_attrs": "read-write"}
+
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Durations in seconds."""
@@ -72,7 +75,9 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def transaction_conninfo(self) -> str:
         """For transactional steps: the application's SQL, so nothing is pinned."""
-        return make_conninfo(self.database_url, application_name="kedge transaction", **_keepalives(self.lease_s))
+        return make_conninfo(
+            self.database_url, application_name="kedge transaction", **_WRITABLE, **_keepalives(self.lease_s)
+        )
 
     def _conninfo(self, options: Mapping[str, str], what: str) -> str:
         third_ms = f"{int(self.lease_s * 1000 / 3)}ms"
@@ -90,6 +95,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
             self.database_url,
             application_name=f"kedge {what}",
             options=f"{own} {flags}".strip(),
+            **_WRITABLE,
             **_keepalives(self.lease_s),
         )
 

@@ -17,6 +17,7 @@ import psycopg
 
 from kedge.schema import render
 from kedge.start_terms import StartTerms
+from kedge_worker._errors import is_gone
 from kedge_worker._pipeline import CutError, shut_down
 from kedge_worker._runs import Mail, Started
 from kedge_worker._statements import (
@@ -252,6 +253,11 @@ class Store:
             except (psycopg.OperationalError, asyncio.CancelledError):
                 await conn.close()
                 raise
+            except psycopg.InternalError as error:
+                if not is_gone(error):
+                    raise
+                await conn.close()  # demoted or made read-only: another host may be the primary by now
+                raise CutError(str(error)) from error
             finally:
                 watchdog.cancel()
 
