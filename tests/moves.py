@@ -91,29 +91,30 @@ def start(
     parent: UUID | None = None,
     dependent: bool = False,
 ) -> Started:
-    """`start_run_v1`."""
+    """`start_run_v1`; of a child, `start_run`."""
     key = "" if key is None and singleton is not None else key
+    values = (
+        run or new_run_id(),
+        workflow,
+        queue,
+        priority,
+        data,
+        key,
+        None if key is None or singleton is not None else key_hash,
+        on_conflict,
+        resource,
+        delay_s,
+        None if tags is None else list(tags),
+        strict,
+        timeout_s,
+        singleton,
+    )
+    is_child = parent is not None or dependent
+    function, of_child = ("start_run", ", $15, $16") if is_child else ("start_run_v1", "")
     ((run_id, created, status, conflict),) = session.rows(
-        "select run_id, created, status, conflict from kedge.start_run_v1($1::uuid, $2, $3, $4, $5, null, $6, $7, $8,"
-        " $9, $10, null, $11, $12, $13, $14, $15, $16)",
-        (
-            run or new_run_id(),
-            workflow,
-            queue,
-            priority,
-            data,
-            key,
-            None if key is None or singleton is not None else key_hash,
-            on_conflict,
-            resource,
-            delay_s,
-            None if tags is None else list(tags),
-            strict,
-            timeout_s,
-            singleton,
-            parent,
-            dependent,
-        ),
+        f"select run_id, created, status, conflict from kedge.{function}("
+        f"$1::uuid, $2, $3, $4, $5, null, $6, $7, $8, $9, $10, null, $11, $12, $13, $14{of_child})",
+        (*values, parent, dependent) if is_child else values,
     )
     return Started(run_id, created, status, conflict)
 

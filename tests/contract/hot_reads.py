@@ -54,7 +54,8 @@ HOT_READS: Final[dict[str, Hot]] = {
     ),
     "results": Hot(
         side="client",
-        statement=client.RESULTS.numbered("kedge"),
+        within=("results_v1", "return query\n    select a.id"),
+        variables={"p_ids": "uuid[]"},
         arguments=(MIXED,),
         by={"runs_pkey", "finished_pkey"},
         touches=BATCH,

@@ -52,7 +52,7 @@ class NthAboutStarts:
         self._starts: int | None = None
 
     def __call__(self, message: Message) -> bool:
-        if self._starts is None and message.sender == "client" and b"start_run_v1" in message.body:
+        if self._starts is None and message.sender == "client" and b"start_run" in message.body:
             self._starts = message.connection
         if message.connection != self._starts or message.sender != self._sender:
             return False

@@ -335,7 +335,7 @@ START_ALONE: Final = """
       from (select r.id from kedge.runs r
              where r.id = %(parent)s and r.epoch = %(epoch)s and r.worker_id is not distinct from %(worker)s
              offset 0) fence
-     cross join lateral kedge.start_run_v1(
+     cross join lateral kedge.start_run(
            %(id)s, %(workflow)s, %(queue)s, %(priority)s, %(input)s, %(meta)s, %(key)s, %(key_hash)s, %(on_conflict)s,
            %(resource)s, %(delay_s)s, %(start_at)s, %(tags)s, false, %(timeout_s)s, %(singleton)s, fence.id,
            %(is_dependent)s) s
@@ -343,8 +343,12 @@ START_ALONE: Final = """
 
 # ---- sleep and wake -----------------------------------------------------------------------------------------------
 
+# Of a worker that is not there any more nothing is told: what it sent before it died, or was stopped, may arrive after its
+# take back, and nobody would take that sleeper's row away. In a caller's transaction a ring only reads: it would go to
+# the dead one for ever, and every such start would wait for a poll.
 GO_IDLE: Final = """
-    insert into kedge.idle (worker_id, queues, workflows) values (%(worker)s, %(queues)s, %(workflows)s)
+    insert into kedge.idle (worker_id, queues, workflows)
+    select w.id, %(queues)s, %(workflows)s from kedge.workers w where w.id = %(worker)s
     on conflict do nothing
 """
 

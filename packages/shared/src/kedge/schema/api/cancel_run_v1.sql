@@ -4,7 +4,7 @@
 create or replace function kedge.cancel_run_v1(
     p_letter uuid, p_run uuid, p_resource text, p_reason text, p_cascade boolean default false
 ) returns table (accepted boolean, status text)
-language sql as $$
+language sql security definer set search_path = pg_catalog, pg_temp as $$
     select l.accepted, l.status
       from kedge.post_letter('x', p_letter, p_run, p_resource, p_reason, case when p_cascade then 'cascade' end, null) l
 $$;

@@ -4,7 +4,7 @@
 create or replace function kedge.fast_forward_v1(
     p_letter uuid, p_run uuid, p_resource text, p_wait text, p_payload bytea
 ) returns table (accepted boolean, status text, has_ended boolean)
-language plpgsql as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
     if octet_length(p_payload) > 67108864 then
         raise exception using errcode = 'KE005', message = 'the data of a fast-forward may have 64 MiB at most';

@@ -9,7 +9,8 @@ returns table (
     wait_kinds text[], wait_keys text[], wait_slots text[], wait_opened_ats timestamptz[], wait_due_ats timestamptz[],
     wait_attempts int[], wait_states bytea[], unread_slots text[], unread_counts int[], note_ats timestamptz[],
     notes text[], failure_attempts int[], failure_ats timestamptz[], failure_took_ms int[], failure_errors bytea[])
-language plpgsql stable set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 begin
     return query
     select a.id, a.workflow, a.status, a.queue, a.priority, a.resource, a.key, a.parent_id, a.attempt, a.crashes, a.epoch,

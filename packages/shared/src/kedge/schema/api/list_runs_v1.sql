@@ -6,7 +6,7 @@ create or replace function kedge.list_run_ids_v1(
     p_workflow text, p_statuses text[], p_resource text, p_parent uuid, p_tag text, p_since timestamptz,
     p_until timestamptz, p_limit int, p_after uuid, p_backward boolean
 ) returns uuid[]
-language plpgsql stable as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
 declare
     v_order text := case when p_backward then 'asc' else 'desc' end;
     v_where text := case when p_resource is not null then ' and x.resource = $3' else '' end
@@ -72,7 +72,7 @@ $$;
 create or replace function kedge.count_runs_v1(
     p_workflow text, p_statuses text[], p_resource text, p_tag text, p_since timestamptz, p_until timestamptz
 ) returns bigint
-language sql stable as $$
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     select count(*) from kedge.all_runs x
      where (p_workflow is null or x.workflow = p_workflow or split_part(x.workflow, '@', 1) = p_workflow)
        and (p_statuses is null or x.status = any (p_statuses))

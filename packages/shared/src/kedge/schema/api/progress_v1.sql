@@ -6,7 +6,8 @@ create or replace function kedge.progress_v1(p_run uuid, p_resource text)
 returns table (
     status text, reason text, since timestamptz, is_said boolean, at timestamptz, done bigint, total bigint,
     percent double precision, message text, steps int, declared int, learned int)
-language plpgsql stable set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
     v_workflow text;

@@ -6,7 +6,7 @@
 -- those that there are), or an active run of its singleton (key; holder, unless it is of another resource) forbids it.
 create or replace function kedge.rerun_run_v1(p_id uuid, p_run uuid, p_resource text, p_step text)
 returns table (created boolean, status text, workflow text, queue text, keys text[], key text, holder uuid)
-language plpgsql set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();
@@ -129,4 +129,6 @@ end $$;
 
 -- The doorbell for a run whose queue and workflow its starter does not know.
 create or replace function kedge.ring_run_v1(p_run uuid) returns void
-language sql as $$ select kedge.ring_v1(r.queue, r.workflow) from kedge.runs r where r.id = p_run $$;
+language sql security definer set search_path = pg_catalog, pg_temp as $$
+    select kedge.ring_v1(r.queue, r.workflow) from kedge.runs r where r.id = p_run
+$$;

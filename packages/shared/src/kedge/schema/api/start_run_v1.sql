@@ -7,18 +7,19 @@
 -- p_singleton: p_key (maybe empty) is the singleton's and no idempotency key. While another run of it is active,
 -- 'raise' says conflict = 'active', 'return' answers with that run, and 'cancel_old' cancels it: the new run waits
 -- behind a gate until it has ended.
--- p_parent: the engine starts a child; its id may be older than an hour, and p_tags = null takes over the parent's.
-create or replace function kedge.start_run_v1(
+-- p_parent: a worker starts a child; its id may be older than an hour, and p_tags = null takes over the parent's. That is
+-- nothing for a client, who would name anybody's run: so this is the engine's function, and start_run_v1 the client's.
+create or replace function kedge.start_run(
     p_id uuid, p_workflow text, p_queue text, p_priority int, p_input bytea, p_meta bytea,
     p_key text, p_key_hash bytea, p_on_conflict text, p_resource text, p_delay_s double precision,
-    p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision default null,
-    p_singleton text default null, p_parent uuid default null, p_is_dependent boolean default false
-) returns table (run_id uuid, created boolean, status text, conflict text)
-language plpgsql set enable_seqscan = off as $$
+    p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision,
+    p_singleton text, p_parent uuid, p_is_dependent boolean,
+    out run_id uuid, out created boolean, out status text, out conflict text
+) language plpgsql set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();
-    v_due timestamptz := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
+    v_due timestamptz;
     v_name text := split_part(p_workflow, '@', 1);
     v_holder record;
     v_active uuid[] := '{}';
@@ -42,6 +43,18 @@ begin
     if not kedge.is_timeout(p_timeout_s) then
         raise exception using errcode = 'KE005', message = 'a timeout is longer than zero and shorter than a century';
     end if;
+    if num_nulls(p_id, p_workflow, p_queue, p_priority, p_input) > 0 or p_key is not null and p_singleton is null
+       and p_key_hash is null then
+        raise exception using errcode = 'KE005',
+            message = 'a run has an id, a workflow, a queue, a priority and an input, and its key has a hash';
+    end if;
+    if not kedge.is_start(p_priority, p_delay_s, p_start_at) then
+        raise exception using errcode = 'KE005', message = 'the priority, the delay or the time of a start is out of range';
+    end if;
+    if p_tags is not null and not kedge.are_tags(p_tags) then
+        raise exception using errcode = 'KE005', message = 'of tags there are 100 at most, and each has 1 to 200 bytes';
+    end if;
+    v_due := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
 
     if p_singleton is not null then
         if p_singleton not in ('raise', 'return', 'cancel_old') or p_key is null then
@@ -67,7 +80,6 @@ begin
                         message = 'a run of workflow ' || v_name || ' with key ' || quote_literal(p_key) || ' is active',
                         detail = concat_ws(' ', p_id, run_id);
                 end if;
-                return next;
                 return;
             end loop;
             -- A caller with an older snapshot fails here (40001) if it has not seen the newest run.
@@ -108,7 +120,6 @@ begin
                             || case conflict when 'input' then ' by a run with another input' else '' end,
                         detail = concat_ws(' ', p_id, run_id);
                 end if;
-                return next;
                 return;
             end if;
             if v_try = 3 then
@@ -125,7 +136,6 @@ begin
         select kedge.status_name(s.state) into status
           from (select r.state from kedge.runs r where r.id = p_id
                 union all select f.status from kedge.finished f where f.id = p_id) s;
-        return next;
         return;
     end if;
     v_due := case when v_due > v_now then v_due end;
@@ -143,5 +153,28 @@ begin
     elsif p_parent is not null then
         insert into kedge.run_tags (tag, run_id) select t.tag, p_id from kedge.run_tags t where t.run_id = p_parent;
     end if;
-    return next;
+end $$;
+
+-- An earlier form knew parents; two forms would make calls ambiguous.
+drop function if exists kedge.start_run_v1(
+    uuid, text, text, int, bytea, bytea, text, bytea, text, text, double precision, timestamptz, text[], boolean,
+    double precision, text, uuid, boolean);
+
+-- The same for clients. Not a set and no query, but one call of a function: that costs next to nothing.
+create or replace function kedge.start_run_v1(
+    p_id uuid, p_workflow text, p_queue text, p_priority int, p_input bytea, p_meta bytea,
+    p_key text, p_key_hash bytea, p_on_conflict text, p_resource text, p_delay_s double precision,
+    p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision default null,
+    p_singleton text default null,
+    out run_id uuid, out created boolean, out status text, out conflict text
+) language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+    v_said record;
+begin
+    v_said := kedge.start_run(p_id, p_workflow, p_queue, p_priority, p_input, p_meta, p_key, p_key_hash, p_on_conflict,
+                              p_resource, p_delay_s, p_start_at, p_tags, p_strict, p_timeout_s, p_singleton, null, false);
+    run_id := v_said.run_id;
+    created := v_said.created;
+    status := v_said.status;
+    conflict := v_said.conflict;
 end $$;

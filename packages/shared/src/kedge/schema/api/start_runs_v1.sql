@@ -8,12 +8,12 @@ create or replace function kedge.start_runs_v1(
     p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision default null,
     p_singleton text default null
 ) returns table (place int, run_id uuid, created boolean, status text, conflict text)
-language plpgsql set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();
-    v_due timestamptz := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
-    v_state "char" := case when v_due > v_now then 'w' else 'p' end;
+    v_due timestamptz;
+    v_state "char";
     v_deadline timestamptz;
     v_stored int;
     v_new uuid[];
@@ -25,9 +25,9 @@ begin
               from (select * from unnest(p_ids, p_inputs, p_metas, p_keys, p_key_hashes, p_resources)
                              with ordinality as b(id, input, meta, key, hash, resource, place)
                      order by b.key nulls last, b.place offset 0) b
-             cross join lateral kedge.start_run_v1(
+             cross join lateral kedge.start_run(
                    b.id, p_workflow, p_queue, p_priority, b.input, b.meta, b.key, b.hash, p_on_conflict, b.resource,
-                   p_delay_s, p_start_at, p_tags, p_strict, p_timeout_s, p_singleton) s
+                   p_delay_s, p_start_at, p_tags, p_strict, p_timeout_s, p_singleton, null, false) s
              where not (s.created and s.status in ('pending', 'waiting'));
         return;
     end if;
@@ -38,10 +38,12 @@ begin
             message = 'the time in a run id is more than an hour off the database''s clock',
             hint = 'Set the clock of the machine that makes the ids.';
     end if;
-    if exists (select 1 from unnest(p_inputs) as i(input) where octet_length(i.input) > 67108864) then
+    if exists (select 1 from unnest(p_inputs, p_metas) as i(input, meta)
+                where octet_length(i.input) > 67108864 or octet_length(i.meta) > 67108864) then
         raise exception using errcode = 'KE005', message = 'the input of a run may have 64 MiB at most';
     end if;
-    if octet_length(p_workflow) not between 1 and 401 or octet_length(p_queue) not between 1 and 200 then
+    if exists (select 1 from unnest(p_resources) as i(resource) where octet_length(i.resource) not between 1 and 1000)
+       or octet_length(p_workflow) not between 1 and 401 or octet_length(p_queue) not between 1 and 200 then
         raise exception using errcode = 'KE005', message = 'a name is empty or too long';
     end if;
     if kedge.is_solo(p_queue) then
@@ -50,6 +52,20 @@ begin
     if not kedge.is_timeout(p_timeout_s) then
         raise exception using errcode = 'KE005', message = 'a timeout is longer than zero and shorter than a century';
     end if;
+    if num_nulls(p_workflow, p_queue, p_priority) > 0
+       or exists (select 1 from unnest(p_ids, p_inputs, p_metas, p_resources) as i(id, input, meta, resource)
+                   where i.id is null or i.input is null) then
+        raise exception using errcode = 'KE005',
+            message = 'a run has an id, a workflow, a queue, a priority and an input';
+    end if;
+    if not kedge.is_start(p_priority, p_delay_s, p_start_at) then
+        raise exception using errcode = 'KE005', message = 'the priority, the delay or the time of a start is out of range';
+    end if;
+    if p_tags is not null and not kedge.are_tags(p_tags) then
+        raise exception using errcode = 'KE005', message = 'of tags there are 100 at most, and each has 1 to 200 bytes';
+    end if;
+    v_due := greatest(p_start_at, v_now + make_interval(secs => p_delay_s));
+    v_state := case when v_due > v_now then 'w' else 'p' end;
 
     with stored as (
         insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)

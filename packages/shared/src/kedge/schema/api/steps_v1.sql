@@ -1,7 +1,7 @@
 -- What is kept of a run's steps behind p_after, in order: at most p_limit rows, and no more once they hold p_bytes.
 create or replace function kedge.steps_v1(p_run uuid, p_resource text, p_after int, p_limit int, p_bytes bigint)
 returns table (seq int, key text, kind text, at timestamptz, took_ms int, epoch int, value bytea, meta bytea)
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     return query
     select x.seq, x.key, x.kind::text, x.at, x.took_ms, x.epoch, x.value, x.meta
@@ -16,7 +16,7 @@ end $$;
 -- What a run waits for at this moment.
 create or replace function kedge.waits_v1(p_run uuid, p_resource text)
 returns table (kind text, key text, slot text, opened_at timestamptz, due_at timestamptz, attempt int, state bytea)
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     return query
     select w.kind::text, w.key, w.slot, w.opened_at, nullif(w.due_at, 'infinity'), w.attempt, w.state
@@ -30,7 +30,7 @@ end $$;
 -- first.
 create or replace function kedge.failures_v1(p_run uuid, p_resource text, p_limit int)
 returns table (kind text, key text, attempt int, at timestamptz, took_ms int, error bytea)
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     return query
     select x.kind::text, x.key, x.attempt, x.at, x.took_ms, x.error

@@ -3,7 +3,7 @@
 -- notes, but between the two kinds a smaller id may appear later.
 create or replace function kedge.run_log_v1(p_run uuid, p_resource text, p_lines int, p_notes int, p_limit int)
 returns table (kind text, at timestamptz, level int, message text, fields bytea)
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     if p_resource is not null
        and not exists (select 1 from kedge.all_runs a where a.id = p_run and a.resource = p_resource) then
@@ -21,7 +21,7 @@ end $$;
 -- such a run is asked, by a letter, to tell. Own transaction, before the first look. Takes the opportunity to forget
 -- whoever has gone without a word.
 create or replace function kedge.observe_v1(p_ids uuid[], p_channel text) returns void
-language plpgsql set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
     insert into kedge.observers (run_id, channel, at)
     select x.id, p_channel, clock_timestamp() from (select distinct i as id from unnest(p_ids) as i) x order by x.id
@@ -37,6 +37,6 @@ begin
 end $$;
 
 create or replace function kedge.unobserve_v1(p_ids uuid[], p_channel text) returns void
-language sql as $$
+language sql security definer set search_path = pg_catalog, pg_temp as $$
     delete from kedge.observers where run_id = any (p_ids) and channel = p_channel
 $$;
