@@ -354,6 +354,16 @@ def test_a_take_back_of_a_sleeper_takes_its_doorbell_away(db: Session) -> None:
     assert db.value("select count(*) from kedge.idle") == 0
 
 
+def test_the_word_of_a_dead_worker_that_it_sleeps_comes_too_late(db: Session) -> None:
+    worker = moves.register(db)
+    moves.lapse(db, worker)
+    moves.take_back(db)
+
+    db.rows(moves.statement("GO_IDLE"), {"worker": worker, "queues": [moves.QUEUE], "workflows": [moves.WORKFLOW]})
+
+    assert db.value("select count(*) from kedge.idle") == 0
+
+
 # ---- crashes ------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,197 @@
+"""
+Processes at the price of a fork: a parent that has imported everything, and forks on demand.
+
+A child is a worker as `python -m kedge_worker run` makes it, or a client's script; real, and alone after the fork. The
+interpreter's start and the imports, 0.5 s, are paid once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NoReturn, Self
+
+_PR_SET_PDEATHSIG: Final = 1
+_PATIENCE_S: Final = 30.0
+
+
+class Child:
+    """A process of the nursery's."""
+
+    def __init__(self, pid: int, log: Path) -> None:
+        self.pid = pid
+        self._log = log
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._ended.done()
+
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text("utf-8") if self._log.exists() else ""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it is gone."""
+        if self.is_alive:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.signal(signal.SIGKILL)
+
+    async def ended(self) -> int:
+        """Wait for its end; answers the exit code, or minus the number of the signal."""
+        async with asyncio.timeout(_PATIENCE_S):
+            return await asyncio.shield(self._ended)
+
+    def note_end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+
+class Nursery:
+    """Use it as a context; what is left at its end is killed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._births: list[asyncio.Future[int]] = []
+        self._children: dict[int, Child] = {}
+
+    async def __aenter__(self) -> Self:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs, cwd=os.getcwd())
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._listener = asyncio.create_task(self._listen(self._reader))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        assert self._writer is not None
+        assert self._listener is not None
+        for child in self._children.values():
+            child.kill()
+        self._writer.close()  # its parent sees the end, and goes; so do children that are left
+        self._listener.cancel()
+        await asyncio.to_thread(self._process.wait)
+
+    async def worker(self, url: str, folder: Path, *, name: str, **settings: str) -> Child:
+        """Start a worker of the plays."""
+        environment = {"KEDGE_DATABASE_URL": url, **{f"KEDGE_{key}": value for key, value in settings.items()}}
+        target = ["kedge_worker.__main__", "main", ["run", "tests.proof.crash_points.company:worker"]]
+        return await self._bear(target, environment, folder, name)
+
+    async def client(self, script: str, url: str, folder: Path, *, name: str) -> Child:
+        """Start a client's script: a function of tests.proof.crash_points.scripts, which gets the URL."""
+        return await self._bear(["tests.proof.crash_points.scripts", script, url], {}, folder, name)
+
+    async def _bear(self, target: list[Any], environment: dict[str, str], folder: Path, name: str) -> Child:
+        assert self._writer is not None
+        log = folder / f"{name}.log"
+        order = {"target": target, "log": str(log), "environment": {**environment, "PROOF_FOLDER": str(folder)}}
+        birth: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._births.append(birth)
+        self._writer.write(json.dumps(order).encode() + b"\n")
+        async with asyncio.timeout(_PATIENCE_S):
+            pid = await birth
+        child = self._children[pid]
+        child._log = log
+        return child
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            what, pid, code = json.loads(line)
+            if what == "born":
+                self._children[pid] = Child(pid, Path())
+                self._births.pop(0).set_result(pid)
+            elif (child := self._children.pop(pid, None)) is not None:
+                child.note_end(code)
+
+
+def main() -> None:
+    """Be the parent: orders come in on the standard input, a socket; births and ends go out there."""
+    for module in ("kedge_worker.__main__", "tests.proof.crash_points.plays", "tests.proof.crash_points.scripts"):
+        importlib.import_module(module)
+    orders = socket.socket(fileno=os.dup(0))
+    waker, woken = socket.socketpair()
+    for end in (waker, woken):
+        end.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    selector = selectors.DefaultSelector()
+    selector.register(orders, selectors.EVENT_READ)
+    selector.register(woken, selectors.EVENT_READ)
+    rest = b""
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is woken:
+                woken.recv(4096)
+                continue
+            received = orders.recv(65536)
+            if not received:
+                return
+            *lines, rest = (rest + received).split(b"\n")
+            for line in lines:
+                pid = os.fork()
+                if pid == 0:
+                    signal.set_wakeup_fd(-1)
+                    for one in (selector, orders, waker, woken):
+                        one.close()
+                    _live(json.loads(line))
+                orders.sendall(json.dumps(["born", pid, 0]).encode() + b"\n")
+        _bury(orders)
+
+
+def _bury(orders: socket.socket) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        orders.sendall(json.dumps(["ended", pid, os.waitstatus_to_exitcode(status)]).encode() + b"\n")
+
+
+def _live(order: dict[str, Any]) -> NoReturn:
+    """Be the child."""
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.environ.update(order["environment"])
+        log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        null = os.open(os.devnull, os.O_RDWR)
+        for source, target in ((null, 0), (log, 1), (log, 2)):
+            os.dup2(source, target)
+        module, name, argument = order["target"]
+        code = int(getattr(importlib.import_module(module), name)(argument) or 0)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001  # as the interpreter would
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Many cases at once, each in a database of its own: most of a case is waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias, TypeVar
+
+from kedge_worker.testing._databases import Databases
+from tests.proof.crash_points.cases import Case, Outcome, perform
+from tests.proof.crash_points.nursery import Nursery
+from tests.proof.crash_points.scenes import Scene
+from tests.proof.crash_points.stage import Stage, stage
+from tests.proof.crash_points.tollgate import Call, Fate, Point
+from tests.proof.kit.lanes import setting
+
+T = TypeVar("T")
+O = TypeVar("O")  # noqa: E741
+
+Player: TypeAlias = Callable[[T, Stage, Nursery, Path], Awaitable[O]]
+
+WIDTH: Final = int(setting("width", 6))
+"""How many cases at once, by KEDGE_PROOF_WIDTH."""
+
+DEATHS: Final = (Fate.DIES_BEFORE, Fate.DIES_SENT, Fate.DIES_AFTER, Fate.DIES_LATE)
+CUTS: Final = (Fate.ENDED, Fate.CUT)
+_TRIES: Final = 3
+
+
+async def play_all(
+    cases: Iterable[T], player: Player[T, O], databases: Databases, folder: Path, *, width: int = WIDTH
+) -> list[O]:
+    """Play all cases; answers what came of each, in no order."""
+    queue = list(cases)[::-1]
+    outcomes: list[O] = []
+    numbers = itertools.count()
+    urls = [databases.create() for _ in range(min(width, len(queue)))]
+
+    async with Nursery() as nursery:
+
+        async def work(url: str) -> None:
+            async with stage(url, folder) as its:
+                while queue:
+                    outcomes.append(await player(queue.pop(), its, nursery, folder / f"case-{next(numbers)}"))
+
+        async with asyncio.TaskGroup() as group:
+            for url in urls:
+                group.create_task(work(url))
+    for url in urls:
+        databases.drop(url)
+    return outcomes
+
+
+async def perform_until_met(case: Case, on: Stage, nursery: Nursery, folder: Path) -> Outcome:
+    """Perform it again if its call did not come: what runs beside each other has no fixed order."""
+    for number in range(_TRIES):
+        outcome = await perform(case, on, nursery, folder.with_name(f"{folder.name}-{number}"))
+        if outcome.problems or len(outcome.met) == len(case.fates):
+            return outcome
+    return outcome
+
+
+def cases_of(scene: Scene, calls: Sequence[Call], fates: Iterable[Fate]) -> Iterator[Case]:
+    """Each call of an undisturbed scene with each of these fates."""
+    for fate in fates:
+        for call in calls:
+            if not call.number:
+                continue
+            if fate is not Fate.DIES_AMIDST:
+                yield Case(scene, ((fate, Point(call.role, call.number)),))
+                continue
+            for statements in _places(call):
+                yield Case(scene, ((fate, Point(call.role, call.number, amidst=statements)),))
+
+
+def _places(call: Call) -> list[int]:
+    """Where a call of several statements breaks in two: before its first COMMIT, and behind each but the last."""
+    names = call.label.split(" ")
+    commits = [place for place, name in enumerate(names, 1) if name == "commit"]
+    if not commits or len(names) != call.statements:
+        return []
+    return [one for one in (commits[0] - 1, *commits) if 0 < one < call.statements]

@@ -1,0 +1,122 @@
+"""The scenes that are played to their end whatever happens: which workflow, what clients do, what must come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from uuid import UUID
+
+import tests.proof.crash_points.plays as plays
+from kedge.refs import WorkflowRef
+
+if TYPE_CHECKING:
+    from tests.proof.crash_points.stage import Stage
+
+Drive: TypeAlias = Callable[["Stage", UUID], Awaitable[None]]
+
+
+async def _nothing(stage: Stage, run: UUID) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One of them."""
+
+    ref: WorkflowRef[None, Any]
+    bodies: Mapping[str, int]
+    """Step -> how often its body is executed when nothing happens."""
+    effects: frozenset[str] = frozenset()
+    """Which of these steps are transactional."""
+    drive: Drive = _nothing
+    """What clients do meanwhile."""
+    status: str = "c"
+    name: str = ""
+    endless: frozenset[str] = frozenset()
+    """Steps that end only by being cancelled: their body may begin once more, or not."""
+    mail_ahead: tuple[str, ...] = ()
+    """Events that are sent in the transaction of the start."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """What else the handler answers that it was told: events."""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.ref.name
+
+
+def once(*names: str) -> dict[str, int]:
+    """Each of these steps once."""
+    return dict.fromkeys(names, 1)
+
+
+async def send_both(stage: Stage, run: UUID) -> None:
+    """Send what is waited for, when it is waited for."""
+    for name in ("event", "other"):
+        await stage.waits_for(run, name)
+        await stage.client.send(plays.go(name, key=name), run=run)
+
+
+async def cancel_waiting(stage: Stage, run: UUID) -> None:
+    """Cancel it while it waits."""
+    await stage.waits_for(run, "event")
+    await stage.client.cancel(run)
+
+
+async def cancel_working(stage: Stage, run: UUID) -> None:
+    """Cancel it while a body is executed."""
+    await stage.has_begun("hang")
+    await stage.client.cancel(run)
+
+
+async def pause_and_resume(stage: Stage, run: UUID) -> None:
+    """Pause it while it waits, resume it, and send what it waits for."""
+    await stage.waits_for(run, "event")
+    await stage.client.pause(run)
+    await stage.is_in(run, "s")
+    await stage.client.resume(run)
+    await send_both(stage, run)
+
+
+async def fast_forward(stage: Stage, run: UUID) -> None:
+    """Answer in the place of those who would send."""
+    for name in ("event", "other"):
+        await stage.waits_for(run, name)
+        await stage.client.fast_forward(run, name, wait=name)
+
+
+_EVENTS: Final = {"event": "event", "other": "other"}
+_AROUND: Final = once("before", "between", "after")
+
+SCENES: Final = {
+    scene.title: scene
+    for scene in (
+        Scene(plays.steps, once("one", "two", "three")),
+        Scene(plays.parallel, once("a0", "a1", "a2", "b0", "b1", "b2", "last")),
+        Scene(plays.charge, once("before", "first", "between", "second"), frozenset({"first", "second"})),
+        Scene(plays.charge_sync, once("before", "first", "between", "second"), frozenset({"first", "second"})),
+        Scene(plays.event, _AROUND, drive=send_both, told=_EVENTS),
+        Scene(plays.event, _AROUND, name="mail ahead", mail_ahead=("event", "other"), told=_EVENTS),
+        Scene(plays.impatient, once("before", "after"), told={"late": "late"}),
+        Scene(plays.nap, _AROUND),
+        Scene(plays.parent, once("before", "beside", "called", "keyed", "left", "right")),
+        Scene(plays.flaky, {"before": 1, "fickle": 2, "after": 1}),
+        Scene(plays.again, once("before", "after")),
+        Scene(plays.poll, {"poll": 2, "after": 1}),
+        Scene(plays.race, once("slow", "after"), told={"race": "slow", "event": "none"}),
+        Scene(plays.mailer, once("before", "after"), told={"event": "first", "other": "second", "none": "none"}),
+        Scene(plays.failing, {"before": 1, "fickle": 1, "after": 1}, status="f"),
+        Scene(plays.sayings, once("one", "two")),
+        Scene(plays.event, once("before"), name="cancel", drive=cancel_waiting, status="x"),
+        Scene(
+            plays.stuck,
+            once("before", "hang"),
+            name="cancel in a body",
+            drive=cancel_working,
+            status="x",
+            endless=frozenset({"hang"}),
+        ),
+        Scene(plays.event, _AROUND, name="pause and resume", drive=pause_and_resume, told=_EVENTS),
+        Scene(plays.event, _AROUND, name="fast-forward", drive=fast_forward, told=_EVENTS),
+    )
+}
