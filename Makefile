@@ -11,7 +11,7 @@ export UV_LINK_MODE ?= copy
 CHECKED := packages tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-growth lock format clean
+.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-peers bench-growth lock format clean
 
 help:
 	@echo "make setup         set up .tools and .venv (done by all others when needed)"
@@ -22,6 +22,7 @@ help:
 	@echo "make chaos         the same with processes killed, servers crashed and cut off, under load (alone on the machine)"
 	@echo "make soak          twenty minutes of everything (KEDGE_PROOF_MINUTES=480 for a night)"
 	@echo "make bench         runs/s, steps/s, latencies (by hand, never a test)"
+	@echo "make bench-peers   kedge beside DBOS, Absurd, Procrastinate and PgQueuer (an hour)"
 	@echo "make bench-growth  the cost of a claim with 1,000,000 finished and 100,000 sleeping runs"
 	@echo "make lock          renew requirements/*.txt"
 	@echo "make format        format and fix what can be fixed"
@@ -91,6 +92,16 @@ bench: setup
 bench-growth: setup
 	@$(BIN)/python -m benchmarks.growth
 
+# An environment of their own: what they install is none of ours.
+.venv-peers/requirements.stamp: .tools/uv.stamp requirements/peers.txt
+	@echo "==> other engines into .venv-peers"
+	@test -x .venv-peers/bin/python || $(UV) venv -q --python "$$(command -v $(PYTHON))" .venv-peers
+	@$(UV) pip install -q -p .venv-peers/bin/python --require-hashes -r requirements/peers.txt
+	@touch $@
+
+bench-peers: setup .venv-peers/requirements.stamp
+	@KEDGE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m benchmarks.peers.compare
+
 LOCK_OPTIONS ?= --upgrade
 LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-package kedge $(LOCK_OPTIONS)
@@ -100,6 +111,7 @@ lock: .tools/uv.stamp
 	@echo "==> requirements/*.txt"
 	@$(LOCK) requirements/uv.in -o requirements/uv.txt
 	@$(LOCK) requirements/dev.in $(wildcard packages/*/pyproject.toml) -o requirements/dev.txt
+	@$(LOCK) requirements/peers.in -o requirements/peers.txt
 	@# The images get what was tested: the versions of the development environment.
 	@$(LOCK) requirements/api.in packages/client/pyproject.toml -c requirements/dev.txt --no-annotate -o requirements/api.txt
 	@$(LOCK) requirements/worker.in packages/worker/pyproject.toml -c requirements/dev.txt --no-annotate -o requirements/worker.txt
@@ -109,5 +121,5 @@ format: setup
 	@$(BIN)/ruff check --fix $(CHECKED)
 
 clean:
-	rm -rf .tools .venv dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .tools .venv .venv-peers dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
