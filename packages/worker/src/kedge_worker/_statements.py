@@ -300,12 +300,14 @@ OWNED: Final = "select r.id, r.epoch from kedge.runs r where r.worker_id = $1::u
 
 # The memo, behind the fence: the run's row, locked until the commit. No lock on the worker's row: a take back needs the
 # run's. No row in the count: somebody else owns the run. A client that stops here, before its COMMIT, would hold the
-# run beyond its lease: from now on the session may stand idle for a third of it.
+# run beyond its lease: from now on the session may stand idle for a third of it. A server that was promoted meanwhile has
+# another timeline: what the run stands on may not have reached it.
 KEEP_TRANSACTION: Final = """
     insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
     select r.id, kedge.instant(), %(seq)s, r.epoch, %(took_ms)s, 't', %(key)s, %(value)s, %(meta)s
       from (select id, epoch from kedge.runs
              where id = %(run)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s
+               and (%(timeline)s::text = '' or left(pg_walfile_name(pg_current_wal_lsn()), 8) = %(timeline)s::text)
                for no key update) r
      where set_config(
            'idle_in_transaction_session_timeout',
@@ -343,9 +345,9 @@ START_ALONE: Final = """
 
 # ---- sleep and wake -----------------------------------------------------------------------------------------------
 
-# Of a worker that is not there any more nothing is told: what it sent before it died, or was stopped, may arrive after its
-# take back, and nobody would take that sleeper's row away. In a caller's transaction a ring only reads: it would go to
-# the dead one for ever, and every such start would wait for a poll.
+# Only while the worker is there: what one sent before it died, or was stopped, may arrive after its take back, and
+# nobody would take that sleeper's row away. In a caller's transaction a ring only reads: it would go to the dead one
+# for ever, and every such start would wait for a poll.
 GO_IDLE: Final = """
     insert into kedge.idle (worker_id, queues, workflows)
     select w.id, %(queues)s, %(workflows)s from kedge.workers w where w.id = %(worker)s
