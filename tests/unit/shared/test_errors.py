@@ -77,6 +77,7 @@ def arguments_of(cls: type[KedgeError]) -> tuple[Any, ...]:
         "keys": ("reserve", "mail"),
         "workflow": "process-order",
         "key": "order:1",
+        "key_id": "2026-q1",
         "error": INFO,
         "reason": "a duplicate",
         "timeout_s": 1.5,

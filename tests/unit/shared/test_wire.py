@@ -330,7 +330,7 @@ def test_nothing_is_one_constant() -> None:
     [
         (b"", "there are no bytes"),
         (b"\x00", "unknown codec 0"),
-        (b"\x03[]", "unknown codec 3"),
+        (b"\x03[]", "its header is damaged"),
         (b"[]", "unknown codec 91"),
         (b"\x01", "truncated"),
         (b"\x01[1,", "truncated"),

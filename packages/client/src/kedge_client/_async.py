@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import kedge_client._calls as calls
+from kedge.codecs import PayloadCodec
 from kedge.durations import Duration
 from kedge.errors import InvalidOptionError
 from kedge.ids import parse_run_id
@@ -45,6 +46,7 @@ class AsyncClient(AsyncControl, AsyncSeeing):
         timeout: Duration = "10s",
         listen: bool = True,
         wake: bool = True,
+        codec: PayloadCodec | None = None,
     ) -> None:
         """
         Use connections of a pool, for one round trip each.
@@ -56,8 +58,10 @@ class AsyncClient(AsyncControl, AsyncSeeing):
             timeout: How long a call may wait for an answer of the database, before it is tried again or given up.
             listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler.
             wake: Whether starts and letters wake a sleeping worker; else it finds them at its next poll.
+            codec: Encrypts payloads, such as `kedge.encryption.AesGcmCodec`; workers need it too. None: they are sent
+                as they are, and encrypted ones cannot be read.
         """
-        settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake)
+        settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake, codec=codec)
         self._core = AsyncCore(LentAsyncConnections(pool, settings.schema), settings)
         self._resource: str | None = None
 
@@ -72,6 +76,7 @@ class AsyncClient(AsyncControl, AsyncSeeing):
         timeout: Duration = "10s",
         listen: bool = True,
         wake: bool = True,
+        codec: PayloadCodec | None = None,
     ) -> AsyncClient:
         """
         Make a client with connections of its own, which are opened when they are needed.
@@ -84,11 +89,13 @@ class AsyncClient(AsyncControl, AsyncSeeing):
             listen: Whether results are pushed, on one more connection; else polled. Off behind a transaction pooler:
                 then nothing is prepared either, and no option is set.
             wake: Whether starts and letters wake a sleeping worker; else it finds them at its next poll.
+            codec: Encrypts payloads, such as `kedge.encryption.AesGcmCodec`; workers need it too. None: they are sent
+                as they are, and encrypted ones cannot be read.
 
         Raises:
             UsageError: The DSN cannot be read, or an option is out of range.
         """
-        settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake)
+        settings = client_settings(schema=schema, timeout=timeout, listen=listen, wake=wake, codec=codec)
         connections = OwnAsyncConnections(
             own_conninfo(resolve_dsn(dsn), settings),
             settings.schema,
@@ -150,7 +157,7 @@ class AsyncClient(AsyncControl, AsyncSeeing):
             UnavailableError: The database was not reached: nothing was started.
             OutcomeUnknownError: The database did not answer: the run may have been started.
         """
-        one = new_start(request, self._resource)
+        one = new_start(request, self._resource, self._core.settings.codec)
         if conn is None:
             found = await self._core.start(one)
         else:
@@ -173,7 +180,7 @@ class AsyncClient(AsyncControl, AsyncSeeing):
         Raises:
             KedgeError: As `start`.
         """
-        starts = [new_start(request, self._resource) for request in requests]
+        starts = [new_start(request, self._resource, self._core.settings.codec) for request in requests]
         if not starts:
             return []
         many = ManyStarts(starts, wake=self._core.settings.wake)
@@ -195,7 +202,7 @@ class AsyncClient(AsyncControl, AsyncSeeing):
         Raises:
             UsageError: The request cannot be used.
         """
-        return StartStatement(new_start(request, self._resource), self._core.settings)
+        return StartStatement(new_start(request, self._resource, self._core.settings.codec), self._core.settings)
 
     async def rerun_from(
         self, run: RunRef, step_id: str, /, *, conn: AsyncConnection | None = None

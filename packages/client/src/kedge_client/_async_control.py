@@ -52,7 +52,7 @@ class AsyncControl:
             InvalidOptionError: No message, not exactly one of run and topic, or a topic through a scoped client.
             InvalidNameError: The topic's name is refused.
         """
-        letter = letters.send(message, run=run, topic=topic, resource=self._resource)
+        letter = letters.send(message, run=run, topic=topic, resource=self._resource, codec=self._core.settings.codec)
         return await self._core.post(letter, conn)
 
     async def cancel(
@@ -160,7 +160,9 @@ class AsyncControl:
             TooLargeError: It has more than 1 MiB, or more than 128 levels.
             InvalidOptionError: `wait` is no text.
         """
-        return await self._core.post(letters.fast_forward(run, data, resource=self._resource, wait=wait), conn)
+        return await self._core.post(
+            letters.fast_forward(run, data, resource=self._resource, wait=wait, codec=self._core.settings.codec), conn
+        )
 
 
 class AsyncRunControl:
@@ -186,7 +188,9 @@ class AsyncRunControl:
             TooLargeError: The run has 1,000 events that it has not read.
             InvalidOptionError: No message.
         """
-        return await self._core.post(letters.send(message, run=self._id, resource=self._resource), conn)
+        return await self._core.post(
+            letters.send(message, run=self._id, resource=self._resource, codec=self._core.settings.codec), conn
+        )
 
     async def cancel(
         self, *, reason: str | None = None, cascade: bool = False, conn: AsyncConnection | None = None
@@ -264,5 +268,7 @@ class AsyncRunControl:
             TooLargeError: It has more than 1 MiB, or more than 128 levels.
             InvalidOptionError: `wait` is no text.
         """
-        letter = letters.fast_forward(self._id, data, resource=self._resource, wait=wait)
+        letter = letters.fast_forward(
+            self._id, data, resource=self._resource, wait=wait, codec=self._core.settings.codec
+        )
         return await self._core.post(letter, conn)

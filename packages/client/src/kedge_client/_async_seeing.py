@@ -32,12 +32,20 @@ class AsyncSeeing:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return await self._core.call(reads.get(run_id_of(run), resource=self._resource))
+        return await self._core.call(
+            reads.get(run_id_of(run), resource=self._resource, codec=self._core.settings.codec)
+        )
 
     async def last(self, ref: WorkflowRef[Any, Any], /, *, resource: str | None = None) -> RunView | None:
         """Return the workflow's newest run, of a resource if one is given; None if there is none."""
         found = narrowed(filters(workflow=ref, resource=resource), self._resource)
-        return await self._core.call(reads.last(workflow_name(ref), resource=found.resource)) if found else None
+        return (
+            await self._core.call(
+                reads.last(workflow_name(ref), resource=found.resource, codec=self._core.settings.codec)
+            )
+            if found
+            else None
+        )
 
     async def steps(self, run: RunRef, /) -> list[StepView]:
         """
@@ -49,7 +57,9 @@ class AsyncSeeing:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return await self._core.call(reads.steps(run_id_of(run), resource=self._resource))
+        return await self._core.call(
+            reads.steps(run_id_of(run), resource=self._resource, codec=self._core.settings.codec)
+        )
 
     async def progress(self, run: RunRef, /) -> Progress:
         """
@@ -82,7 +92,7 @@ class AsyncSeeing:
             RunNotFoundError: There is no such run.
             InvalidOptionError: `after` is no seq.
         """
-        watching = Watching(run_id_of(run), after, resource=self._resource)
+        watching = Watching(run_id_of(run), after, resource=self._resource, codec=self._core.settings.codec)
         async with aclosing(self._core.watch(watching)) as events:
             async for event in events:
                 yield event
@@ -128,7 +138,11 @@ class AsyncSeeing:
         )
         where = place(asked, limit=limit, cursor=cursor)
         found = narrowed(asked, self._resource)
-        return await self._core.call(reads.list_page(asked, found, where)) if found else Page([])
+        return (
+            await self._core.call(reads.list_page(asked, found, where, codec=self._core.settings.codec))
+            if found
+            else Page([])
+        )
 
     async def iter_runs(
         self,

@@ -62,9 +62,18 @@ class RunHandle(BaseRunHandle[Out_co], SyncRunControl):
             ResultTimeoutError: Not ended yet when the time was up.
             TransactionStateError: The transaction that started the run is still open.
             RunNotFoundError: There is no such run.
-            NotDecodableError: The ref's type no longer fits what the run returned.
+            NotDecodableError: The ref's type no longer fits what the run returned; KeyMissingError, if it is encrypted
+                with a key that is not held here, and DamagedPayloadError are such.
         """
-        wait = Wait(self._ref, self._id, timeout, resource=self._resource, created=self._created, conn=self._conn)
+        wait = Wait(
+            self._ref,
+            self._id,
+            timeout,
+            resource=self._resource,
+            created=self._created,
+            conn=self._conn,
+            codec=self._core.settings.codec,
+        )
         return self._core.result(wait)
 
     def status(self) -> RunStatus:
@@ -83,7 +92,7 @@ class RunHandle(BaseRunHandle[Out_co], SyncRunControl):
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return self._core.call(reads.get(self._id, resource=self._resource))
+        return self._core.call(reads.get(self._id, resource=self._resource, codec=self._core.settings.codec))
 
     def rerun_from(self, step_id: str, /, *, conn: SyncConnection | None = None) -> RunHandle[Out_co]:
         """
@@ -140,9 +149,18 @@ class AsyncRunHandle(BaseRunHandle[Out_co], AsyncRunControl):
             ResultTimeoutError: Not ended yet when the time was up.
             TransactionStateError: The transaction that started the run is still open.
             RunNotFoundError: There is no such run.
-            NotDecodableError: The ref's type no longer fits what the run returned.
+            NotDecodableError: The ref's type no longer fits what the run returned; KeyMissingError, if it is encrypted
+                with a key that is not held here, and DamagedPayloadError are such.
         """
-        wait = Wait(self._ref, self._id, timeout, resource=self._resource, created=self._created, conn=self._conn)
+        wait = Wait(
+            self._ref,
+            self._id,
+            timeout,
+            resource=self._resource,
+            created=self._created,
+            conn=self._conn,
+            codec=self._core.settings.codec,
+        )
         return await self._core.result(wait)
 
     async def status(self) -> RunStatus:
@@ -161,7 +179,7 @@ class AsyncRunHandle(BaseRunHandle[Out_co], AsyncRunControl):
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return await self._core.call(reads.get(self._id, resource=self._resource))
+        return await self._core.call(reads.get(self._id, resource=self._resource, codec=self._core.settings.codec))
 
     async def rerun_from(self, step_id: str, /, *, conn: AsyncConnection | None = None) -> AsyncRunHandle[Out_co]:
         """

@@ -13,9 +13,11 @@ from uuid import UUID, uuid4
 import msgspec
 
 import kedge_client._letter_statements as statements
+from kedge.codecs import PayloadCodec
 from kedge.errors import InvalidOptionError, InvalidRunStateError, RunNotActiveError, RunNotFoundError, TooLargeError
-from kedge.event_refs import EventMessage, EventRef, check_topic, keyed_letter_id
+from kedge.event_refs import EventMessage, EventRef, check_topic, event_slot, keyed_letter_id
 from kedge.run_state import RunStatus
+from kedge.sealing import event_place, fast_forward_place, seal
 from kedge.wire import encode
 from kedge_client._calls import Call, Rows, writing
 from kedge_client._round_trip import Command, Row
@@ -66,7 +68,12 @@ class Letter(NamedTuple, Generic[T]):
 
 
 def send(
-    message: object, *, run: RunRef | None = None, topic: str | None = None, resource: str | None
+    message: object,
+    *,
+    run: RunRef | None = None,
+    topic: str | None = None,
+    resource: str | None,
+    codec: PayloadCodec | None = None,
 ) -> Letter[Delivery]:
     """
     Send an event to a run or to a topic.
@@ -100,7 +107,10 @@ def send(
             raise RunNotActiveError(cast("UUID", run_id), status, _LIVE, "send to")
         raise TooLargeError(f"mail of run {run_id}", unread + 1, MAX_UNREAD, "unread events")
 
-    values = (event_id, run_id, topic, message.event, resource, message.payload)
+    payload = message.payload
+    if codec is not None:
+        payload = seal(codec, payload, event_place(run_id, event_slot(message.event, topic), event_id))
+    values = (event_id, run_id, topic, message.event, resource, payload)
     return Letter(statements.SEND, statements.SEND_AND_RING, values, read)
 
 
@@ -145,7 +155,9 @@ def retry(run: RunRef, *, resource: str | None) -> Letter[RunStatus]:
     return Letter(statements.RETRY, statements.RETRY_AND_RING, (uuid4(), run_id, resource), read)
 
 
-def fast_forward(run: RunRef, data: object, *, resource: str | None, wait: object) -> Letter[bool]:
+def fast_forward(
+    run: RunRef, data: object, *, resource: str | None, wait: object, codec: PayloadCodec | None = None
+) -> Letter[bool]:
     """
     End a wait of a run.
 
@@ -162,7 +174,10 @@ def fast_forward(run: RunRef, data: object, *, resource: str | None, wait: objec
             raise InvalidRunStateError(run_id, status, _LIVE, "fast-forward")
         return bool(accepted)
 
-    values = (uuid4(), run_id, resource, key, encode(data, where="data of fast_forward"))
+    letter, payload = uuid4(), encode(data, where="data of fast_forward")
+    if codec is not None:
+        payload = seal(codec, payload, fast_forward_place(run_id, letter))
+    values = (letter, run_id, resource, key, payload)
     return Letter(statements.FAST_FORWARD, statements.FAST_FORWARD_AND_RING, values, read)
 
 

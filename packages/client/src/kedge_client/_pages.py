@@ -12,12 +12,14 @@ from uuid import UUID
 
 import msgspec
 
+from kedge.codecs import PayloadCodec
 from kedge.errors import InvalidOptionError
 from kedge.names import check_key, check_name
 from kedge.refs import WorkflowRef
 from kedge.run_state import RunStatus
+from kedge_client._opening import seen
 from kedge_client._round_trip import Row
-from kedge_client._views import Page, RunView, run_view
+from kedge_client._views import Page, RunView
 
 MAX_LIMIT: Final = 200
 _STATUSES: Final[tuple[str, ...]] = get_args(RunStatus)
@@ -114,13 +116,13 @@ def list_values(found: Filters, where: Place) -> tuple[Any, ...]:
     return (*found._replace(statuses=cast("Any", statuses)), where.limit + 1, where.after, where.backward)
 
 
-def page(found: Filters, where: Place, rows: Sequence[Row]) -> Page[RunView]:
+def page(found: Filters, where: Place, rows: Sequence[Row], codec: PayloadCodec | None = None) -> Page[RunView]:
     """Make the page of the rows, which are newest first."""
     more = len(rows) > where.limit
     if more:
         # The surplus one is the furthest in the direction of reading.
         rows = rows[1:] if where.backward else rows[:-1]
-    items = [run_view(row) for row in rows]
+    items = [seen(row, codec) for row in rows]
     if not items:
         return Page(items)
     has_older = where.backward or more

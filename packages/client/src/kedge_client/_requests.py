@@ -9,9 +9,11 @@ from uuid import UUID
 
 import psycopg
 
+from kedge.codecs import PayloadCodec
 from kedge.errors import InputConflictError, InvalidOptionError, KedgeError, RunActiveError, RunExistsError
 from kedge.ids import new_run_id
 from kedge.refs import RunRequest
+from kedge.sealing import seal_request
 from kedge.start_terms import start_terms, starts_alone
 from kedge_client._round_trip import Command, Row
 from kedge_client._statements import START_MANY
@@ -35,9 +37,9 @@ class Started(NamedTuple):
     created: bool
 
 
-def new_start(request: AnyRequest, resource: str | None) -> Start:
+def new_start(request: AnyRequest, resource: str | None, codec: PayloadCodec | None = None) -> Start:
     """
-    Give a request its id, and a scoped client's resource.
+    Give a request its id, a scoped client's resource, and encrypt its input if there is a codec.
 
     Raises:
         InvalidOptionError: No request, or one of another resource.
@@ -49,7 +51,8 @@ def new_start(request: AnyRequest, resource: str | None) -> Start:
         if options.resource is not None:
             raise InvalidOptionError("the request is of another resource than the scoped client")
         request = request.with_options(resource=resource)
-    return Start(request, new_run_id())
+    run_id = new_run_id()
+    return Start(request if codec is None else seal_request(codec, request, run_id), run_id)
 
 
 def start_values(start: Start, *, strict: bool = False) -> tuple[Any, ...]:

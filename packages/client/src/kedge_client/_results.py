@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_duration
 from kedge.errors import (
     ResultTimeoutError,
@@ -20,6 +21,7 @@ from kedge.errors import (
 from kedge.failures import decode_error, kind_of
 from kedge.refs import WorkflowRef
 from kedge.run_state import TERMINAL, RunStatus
+from kedge.sealing import error_place, output_place, unseal, unseal_error
 from kedge_client._lent import AnyConnection, is_idle, is_in_transaction
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ class Wait(Generic[T]):
         resource: str | None = None,
         created: bool | None = None,
         conn: weakref.ref[AnyConnection] | None = None,
+        codec: PayloadCodec | None = None,
     ) -> None:
         self.run_id = run_id
         self.timeout_s = None if timeout is None else parse_duration(timeout, option="timeout").total_seconds()
@@ -59,6 +62,7 @@ class Wait(Generic[T]):
         self._resource = resource
         self._created = created
         self._conn = conn
+        self._codec = codec
 
     @property
     def looks_first(self) -> bool:
@@ -117,13 +121,19 @@ class Wait(Generic[T]):
             DomainError: One that the ref declares, as its class.
             RunFailedError: Any other error; RunDeadlineError and RunCrashedError are such.
             RunCancelledError: It was cancelled.
-            NotDecodableError: The ref's type does not fit what is stored.
+            NotDecodableError: The ref's type does not fit what is stored, or it cannot be decrypted.
         """
         if row.status == "completed":
-            return self._ref.decode_output(row.output or b"")
+            output = row.output or b""
+            if self._codec is not None:
+                output = unseal(self._codec, output, output_place(row.id))
+            return self._ref.decode_output(output)
         if row.status == "cancelled":
             raise RunCancelledError(row.id, row.reason)
-        error = decode_error(row.error)
+        if self._codec is None:
+            error = decode_error(row.error)
+        else:
+            error = unseal_error(self._codec, row.error or b"", error_place(row.id))
         failure = _FAILURES.get(error.kind, RunFailedError)(row.id, error)
         declared = self._ref.domain_error(failure.error)
         if declared is not None:

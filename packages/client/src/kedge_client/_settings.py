@@ -11,6 +11,7 @@ import msgspec
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_positive_duration
 from kedge.errors import InvalidOptionError
 from kedge.schema import check_schema_name
@@ -33,9 +34,13 @@ class ClientSettings(msgspec.Struct, frozen=True):
     """Whether results are pushed. Off, the client sends nothing that a transaction pooler would mind."""
     wake: bool
     """Whether starts ring the doorbell."""
+    codec: PayloadCodec | None = None
+    """Encrypts payloads."""
 
 
-def client_settings(*, schema: str | None, timeout: Duration, listen: bool, wake: bool) -> ClientSettings:
+def client_settings(
+    *, schema: str | None, timeout: Duration, listen: bool, wake: bool, codec: PayloadCodec | None = None
+) -> ClientSettings:
     """
     Check what was given, and take the rest from the environment.
 
@@ -45,7 +50,7 @@ def client_settings(*, schema: str | None, timeout: Duration, listen: bool, wake
     """
     name = schema if schema is not None else os.environ.get(SCHEMA_VARIABLE) or "kedge"
     timeout_s = parse_positive_duration(timeout, option="timeout").total_seconds()
-    return ClientSettings(schema=check_schema_name(name), timeout_s=timeout_s, listen=listen, wake=wake)
+    return ClientSettings(schema=check_schema_name(name), timeout_s=timeout_s, listen=listen, wake=wake, codec=codec)
 
 
 def check_max_connections(max_connections: int) -> int:

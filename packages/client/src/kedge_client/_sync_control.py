@@ -52,7 +52,7 @@ class SyncControl:
             InvalidOptionError: No message, not exactly one of run and topic, or a topic through a scoped client.
             InvalidNameError: The topic's name is refused.
         """
-        letter = letters.send(message, run=run, topic=topic, resource=self._resource)
+        letter = letters.send(message, run=run, topic=topic, resource=self._resource, codec=self._core.settings.codec)
         return self._core.post(letter, conn)
 
     def cancel(
@@ -158,7 +158,9 @@ class SyncControl:
             TooLargeError: It has more than 1 MiB, or more than 128 levels.
             InvalidOptionError: `wait` is no text.
         """
-        return self._core.post(letters.fast_forward(run, data, resource=self._resource, wait=wait), conn)
+        return self._core.post(
+            letters.fast_forward(run, data, resource=self._resource, wait=wait, codec=self._core.settings.codec), conn
+        )
 
 
 class SyncRunControl:
@@ -184,7 +186,9 @@ class SyncRunControl:
             TooLargeError: The run has 1,000 events that it has not read.
             InvalidOptionError: No message.
         """
-        return self._core.post(letters.send(message, run=self._id, resource=self._resource), conn)
+        return self._core.post(
+            letters.send(message, run=self._id, resource=self._resource, codec=self._core.settings.codec), conn
+        )
 
     def cancel(
         self, *, reason: str | None = None, cascade: bool = False, conn: SyncConnection | None = None
@@ -260,5 +264,7 @@ class SyncRunControl:
             TooLargeError: It has more than 1 MiB, or more than 128 levels.
             InvalidOptionError: `wait` is no text.
         """
-        letter = letters.fast_forward(self._id, data, resource=self._resource, wait=wait)
+        letter = letters.fast_forward(
+            self._id, data, resource=self._resource, wait=wait, codec=self._core.settings.codec
+        )
         return self._core.post(letter, conn)

@@ -31,12 +31,16 @@ class SyncSeeing:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return self._core.call(reads.get(run_id_of(run), resource=self._resource))
+        return self._core.call(reads.get(run_id_of(run), resource=self._resource, codec=self._core.settings.codec))
 
     def last(self, ref: WorkflowRef[Any, Any], /, *, resource: str | None = None) -> RunView | None:
         """Return the workflow's newest run, of a resource if one is given; None if there is none."""
         found = narrowed(filters(workflow=ref, resource=resource), self._resource)
-        return self._core.call(reads.last(workflow_name(ref), resource=found.resource)) if found else None
+        return (
+            self._core.call(reads.last(workflow_name(ref), resource=found.resource, codec=self._core.settings.codec))
+            if found
+            else None
+        )
 
     def steps(self, run: RunRef, /) -> list[StepView]:
         """
@@ -48,7 +52,7 @@ class SyncSeeing:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        return self._core.call(reads.steps(run_id_of(run), resource=self._resource))
+        return self._core.call(reads.steps(run_id_of(run), resource=self._resource, codec=self._core.settings.codec))
 
     def progress(self, run: RunRef, /) -> Progress:
         """
@@ -81,7 +85,7 @@ class SyncSeeing:
             RunNotFoundError: There is no such run.
             InvalidOptionError: `after` is no seq.
         """
-        watching = Watching(run_id_of(run), after, resource=self._resource)
+        watching = Watching(run_id_of(run), after, resource=self._resource, codec=self._core.settings.codec)
         yield from self._core.watch(watching)
 
     def list_runs(
@@ -125,7 +129,11 @@ class SyncSeeing:
         )
         where = place(asked, limit=limit, cursor=cursor)
         found = narrowed(asked, self._resource)
-        return self._core.call(reads.list_page(asked, found, where)) if found else Page([])
+        return (
+            self._core.call(reads.list_page(asked, found, where, codec=self._core.settings.codec))
+            if found
+            else Page([])
+        )
 
     def iter_runs(
         self,

@@ -11,15 +11,19 @@ from uuid import UUID
 
 import msgspec
 
+from kedge.codecs import PayloadCodec
 from kedge.errors import InvalidOptionError, RunNotFoundError
 from kedge.progress import Progress
 from kedge.run_state import TERMINAL, RunStatus
+from kedge.sealing import is_sealed
 from kedge_client._calls import Call, Rows
+from kedge_client._opening import opened_line, opened_steps
 from kedge_client._plain import plain_mapping
 from kedge_client._progress import ProgressRow
-from kedge_client._read_statements import PROGRESS, RUN_LOG, STEPS
+from kedge_client._read_statements import GET, PROGRESS, RUN_LOG, STEPS
 from kedge_client._round_trip import Command
 from kedge_client._step_views import StepRow, StepView, step_views
+from kedge_client._views import RunRow
 
 FIRST_PAUSE_S: Final = 1.0
 LAST_PAUSE_S: Final = 5.0
@@ -108,7 +112,7 @@ class LogRow(NamedTuple):
 class Watching:
     """One watcher of one run: what it asks next, and what of the answer is new."""
 
-    def __init__(self, run_id: UUID, after: int, *, resource: str | None) -> None:
+    def __init__(self, run_id: UUID, after: int, *, resource: str | None, codec: PayloadCodec | None = None) -> None:
         self.run_id = run_id
         self.has_begun = False
         """Whether the run has been seen."""
@@ -118,6 +122,9 @@ class Watching:
         self.pause_s = FIRST_PAUSE_S
         """Until the next look, if nobody tells."""
         self._resource = resource
+        self._codec = codec
+        self._run: RunRow | None = None
+        """With a codec: read with the first look, for what its values are bound to."""
         self._place = Place.of(after)
         self._status: tuple[RunStatus, datetime] | None = None
         self._progress: Progress | None = None
@@ -136,6 +143,8 @@ class Watching:
             Command(STEPS, (self.run_id, self._resource, row, MAX_ROWS, MAX_BYTES)),
             Command(RUN_LOG, (self.run_id, self._resource, lines, notes, MAX_ROWS)),
         ]
+        if self._codec is not None and self._run is None:
+            transaction.append(Command(GET, ([self.run_id], self._resource)))
         return Call(lambda: [transaction], self._read)
 
     def failed(self) -> None:
@@ -144,17 +153,22 @@ class Watching:
         self._wait_longer()
 
     def _read(self, rows: list[Rows]) -> list[RunEvent]:
-        state, steps, log = rows
+        state, steps, log, *whole = rows
         if not state:
             raise RunNotFoundError(self.run_id)
         self.has_begun = True
         row = ProgressRow._make(state[0])
         kept = [StepRow._make(step) for step in steps]
+        if whole and whole[0]:
+            self._run = RunRow._make(whole[0][0])
         said = [LogRow._make(line) for line in log]
         lines = sum(line.kind == "l" for line in said)
         self.has_more = (
             max(len(kept), lines, len(said) - lines) >= MAX_ROWS or sum(len(step.value) for step in kept) >= MAX_BYTES
         )
+        if self._codec is not None and self._run is not None:
+            kept = opened_steps(self._codec, self._run, kept)
+        said = [self._opened(line) for line in said]
         is_over = row.status in TERMINAL
         events = [] if is_over else self._status_event(row)
         events += self._merged(kept, said)
@@ -168,6 +182,12 @@ class Watching:
         else:
             self._wait_longer()
         return events
+
+    def _opened(self, line: LogRow) -> LogRow:
+        if not is_sealed(line.fields):
+            return line
+        opened = opened_line(self._codec, self.run_id, line.fields)
+        return line._replace(message=opened.message, fields=opened.fields)
 
     def _wait_longer(self) -> None:
         self.pause_s = min(self.pause_s * 1.5, LAST_PAUSE_S)

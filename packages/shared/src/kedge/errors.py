@@ -16,6 +16,8 @@ The tree of exceptions: callers tell failures apart by type, and find ids as att
     |  |- NotEncodableError                  NaN, surrogate, cycle, unknown type, no type to decode by
     |  |- TooLargeError                      .size .limit .unit
     |  `- NotDecodableError                  stored bytes do not fit the type asked for
+    |     |- KeyMissingError                 .key_id: encrypted, and the key is not held here
+    |     `- DamagedPayloadError             encrypted, and changed, moved, or in clear where that is refused
     |- RunError                              .run_id
     |  |- RunNotFoundError (LookupError)     unknown id, or the resource does not match
     |  |- StepNotFoundError (LookupError)    .step .keys: nothing of this step is kept
@@ -204,6 +206,30 @@ _INSTEAD: Final = {
 
 class NotDecodableError(PayloadError):
     """Stored bytes do not fit the type asked for: the ref or the annotation has changed since."""
+
+
+class KeyMissingError(NotDecodableError):
+    """The payload is encrypted with a key that is not held here; a worker puts the run off until one has it."""
+
+    def __init__(self, where: str, key_id: str, *, has_codec: bool = True) -> None:
+        Exception.__init__(self, where, key_id)
+        self.where = where
+        self.key_id = key_id
+        """Its name, which is no secret."""
+        self.path = "$"
+        self.problem = f"is encrypted with key {shown(key_id)}, which is not held here"
+        if not has_codec:
+            self.problem = f"is encrypted: codec= with key {shown(key_id)} is needed"
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
+
+
+class DamagedPayloadError(NotDecodableError):
+    """An encrypted payload was changed, or moved from its place; or one is in clear, and that is not allowed here."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}"
 
 
 # ------------------------------------------------------------------ runs

@@ -36,6 +36,8 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 JSON_CODEC: Final = b"\x01"
 MSGPACK_CODEC: Final = b"\x02"
 """Reserved: read, not yet written."""
+SEALED_CODEC: Final = b"\x03"
+"""Encrypted: opened by who holds the key, before anything is decoded (kedge.sealing)."""
 
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
 """The codec byte included."""
@@ -218,11 +220,20 @@ def _decoder(type_: Any) -> Decode[Any]:
         raise NotDecodableError(where, f"unknown codec {codec[0]}: it was written by a newer release, or is damaged")
 
     return decode_one
+        if codec == SEALED_CODEC:
+            raise _lacks_codec(data, where)
 
 
 def _is_hashable(type_: object) -> bool:
     try:
         hash(type_)
+def _lacks_codec(data: Buffer, where: str) -> NotDecodableError:
+    # Only who meets an encrypted payload needs to know of encryption.
+    from kedge.codecs import lacks_codec
+
+    return lacks_codec(data, where)
+
+
     except TypeError:
         return False
     return True

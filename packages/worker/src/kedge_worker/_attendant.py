@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from kedge_worker._errors import PostgresError, does_not_fit
@@ -19,6 +19,7 @@ from kedge_worker._errors import PostgresError, does_not_fit
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from kedge_worker._runs import Mail
     from kedge_worker._store import Store
     from kedge_worker._waits import RunWaits
 
@@ -28,10 +29,21 @@ _PERIOD_S: Final = 1.0
 
 
 class Attendant:
-    """`waiting` are the runs in memory that wait, as they are when it is looked at."""
+    """
+    Args:
+        store: Is asked.
+        waiting: The runs in memory that wait, as they are when it is looked at.
+        opened: Decrypts what has come for a run; what it cannot decrypt stays where it is.
+    """
 
-    def __init__(self, store: Store, waiting: Mapping[UUID, RunWaits]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        waiting: Mapping[UUID, RunWaits],
+        opened: Callable[[UUID, RunWaits, Sequence[Mail]], Sequence[Mail]] = lambda _run, _waits, mail: mail,
+    ) -> None:
         self._store = store
+        self._opened = opened
         self._waiting = waiting
         self._bell = asyncio.Event()
         self._clock_at = 0.0
@@ -72,7 +84,8 @@ class Attendant:
         due = {run_id: waits.due() for run_id, waits in waiting.items()}
         mail = await self._store.new_mail(list(waiting), known)
         for run_id, waits in waiting.items():
-            waits.receive(mail.get(run_id, ()))
+            if run_id in mail:
+                waits.receive(self._opened(run_id, waits, mail[run_id]))
             waits.has_looked(due[run_id])
 
     async def look_at_clock(self) -> None:

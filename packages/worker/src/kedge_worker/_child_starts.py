@@ -31,14 +31,23 @@ class Starter:
     Args:
         store: Nobody else's.
         started: Called with the lane (queue, workflow) of a child that can be claimed.
+        sealed: Encrypts what is kept of a child, if payloads are encrypted.
     """
 
-    def __init__(self, store: Store, started: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        started: Callable[[str, str], None],
+        sealed: Callable[[UUID, StartTerms], StartTerms] | None = None,
+    ) -> None:
         self._store = store
+        self._sealed = sealed
         self._started = started
 
     async def start(self, run: LiveRun, child_id: UUID, terms: StartTerms, *, is_dependent: bool) -> Started:
         pause = Backoff(_LONGEST_PAUSE_S)
+        if self._sealed is not None:
+            terms = self._sealed(child_id, terms)
         parent = run.claimed
         while True:
             try:

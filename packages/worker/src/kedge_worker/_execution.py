@@ -298,7 +298,10 @@ class Execution(KeptValues):
         """Queue what ended a wait: it has its seq now, and the handler has it when it is stored."""
         if self.closed or self.run.lost:
             return None
-        seq = self.journal.keep(self.run, kept.kind, key, kept.value, meta=self.meta(kept.kind, kept.of))
+        try:
+            seq = self.journal.keep(self.run, kept.kind, key, kept.value, meta=self.meta(kept.kind, kept.of))
+        except ClosedError:  # it cannot be encrypted, and the run leaves
+            return None
         self.run.assigned.add(seq)
         self.keep_metadata()
         return seq

@@ -90,8 +90,8 @@ class Executor:
 
     # ---- a run's life
 
-    def start(self, claimed: ClaimedRun) -> LiveRun:
-        """Execute a claimed run."""
+    def start(self, claimed: ClaimedRun, *, unreadable: str | None = None) -> LiveRun:
+        """Execute a claimed run; one that is said to be unreadable is put off with that reason."""
         run = LiveRun(claimed, claimed.next_seq, is_observed=claimed.is_observed)
         self.runs[claimed.id] = run
         workflow = self._registry.get(claimed.workflow)
@@ -101,6 +101,8 @@ class Executor:
             self._move(run, _out_of_time())
         elif claimed.request or self._leaving or self._branches is None:
             self._move(run, Released())
+        elif unreadable is not None:
+            self._move(run, Mismatched(unreadable))
         elif workflow is None:
             self._move(run, Mismatched(f"this worker has no handler for workflow {claimed.workflow!r}"))
         else:
@@ -125,6 +127,11 @@ class Executor:
                 execution.pause()
             else:
                 execution.run.is_observed = True
+
+    def put_off(self, run_id: UUID, reason: str) -> None:
+        """The run cannot go on here: it is given back for a while, and charged nothing."""
+        if execution := self._execution(run_id):
+            execution.stop(Mismatched(reason))
 
     def fail(self, run: LiveRun, error: Exception) -> None:
         """The database refuses this run's data: it ends failed."""

@@ -28,6 +28,7 @@ from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
 from kedge_worker._leased_store import LeasedStore
 from kedge_worker._listener import Listener
+from kedge_worker._sealing import SealedJournal, Seals, read_mail, read_run
 from kedge_worker._side_writes import SEND_LETTERS
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._solo import Solo, Target
@@ -37,9 +38,11 @@ from kedge_worker._sweeper import Sweeper
 from kedge_worker._transactions import TransactionRunner
 
 if TYPE_CHECKING:
+    from kedge.codecs import PayloadCodec
     from kedge_worker._registry import Registry
-    from kedge_worker._runs import Batch, LiveRun
+    from kedge_worker._runs import Batch, Journal, LiveRun, Mail
     from kedge_worker._settings import WorkerSettings
+    from kedge_worker._waits import RunWaits
 
 _log: Final = logging.getLogger("kedge.worker")
 
@@ -62,6 +65,7 @@ class Life:
         registry: Its handlers.
         target: From where a child process can import the worker.
         child_id: In a child process, which is named by its parent and works for nobody but the solo lanes.
+        codec: Encrypts payloads; None: they are kept as they are.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Life:
         *,
         target: Target | None = None,
         child_id: UUID | None = None,
+        codec: PayloadCodec | None = None,
     ) -> None:
         self.id: Final = child_id or uuid4()
         self.name: Final = f"{socket.gethostname()}:{os.getpid()}"
@@ -82,12 +87,17 @@ class Life:
             settings.journal_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
         )
         self._flusher = Flusher(self._leased, self)
+        seals = self._seals = None if codec is None else Seals(codec)
+        journal: Journal = self._flusher
+        if seals is not None:
+            journal = SealedJournal(self._flusher, seals, self._put_off)
         self._starter = Starter(
             Store(settings.starts_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s),
             self._started,
+            None if seals is None else seals.start,
         )
         self.executor = Executor(
-            self._flusher,
+            journal,
             lambda in_thread: TransactionRunner(
                 settings.transaction_conninfo(),
                 worker_id=self.id,
@@ -95,6 +105,8 @@ class Life:
                 journal=self._flusher,
                 connections=settings.transaction_connections,
                 in_thread=in_thread,
+                timeline=lambda: self._leased.timeline,
+                sealed=None if seals is None else seals.row,
             ),
             registry,
             child_starts=self._starter,
@@ -103,7 +115,7 @@ class Life:
             linger_s=self._linger_s,
             look=self._look,
         )
-        self._attendant = Attendant(self.store, self.executor.waiting)
+        self._attendant = Attendant(self.store, self.executor.waiting, self._opened_mail)
         self.claimer = Claimer(
             self.store,
             queues=settings.queues,
@@ -263,7 +275,8 @@ class Life:
         if self.limit is not None:
             self.limit -= len(answer.runs)
         for run in answer.runs:
-            self.executor.start(run)
+            opened, unreadable = read_run(self._seals, run)
+            self.executor.start(opened, unreadable=unreadable)
         if answer.has_mail:
             self.courier.ring()
         if answer.runs and len(answer.runs) == answer.limit:
@@ -304,6 +317,16 @@ class Life:
             self._flusher.compare_soon()
 
     # ---- inside
+
+    def _opened_mail(self, run_id: UUID, waits: RunWaits, mail: Sequence[Mail]) -> Sequence[Mail]:
+        """What has come for a run in memory; one that cannot read it is put off."""
+        opened, unreadable = read_mail(self._seals, run_id, mail, waits.state_of)
+        if unreadable is not None:
+            self._put_off(run_id, unreadable)
+        return opened
+
+    def _put_off(self, run_id: UUID, reason: str) -> None:
+        self.executor.put_off(run_id, reason)
 
     def _free(self, ending: int) -> int:
         free = self._settings.concurrency - len(self.executor.runs) + ending

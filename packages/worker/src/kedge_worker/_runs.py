@@ -82,6 +82,8 @@ class ClaimedRun:
     memo: tuple[MemoRow, ...]
     waits: tuple[StoredWait, ...] = ()
     mail: tuple[Mail, ...] = ()
+    home: UUID | None = None
+    """What its input and values are encrypted for; None: itself. Another one's, if it was started by a rerun."""
 
 
 class Waiter(Protocol):

@@ -23,6 +23,7 @@ from kedge_worker._solo import LAPSED
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from kedge.codecs import PayloadCodec
     from kedge_worker._registry import Registry
     from kedge_worker._settings import WorkerSettings
 
@@ -62,7 +63,9 @@ class Parent:
         os._exit(1)
 
 
-async def work_alone(settings: WorkerSettings, registry: Registry, child_id: UUID, parent: Parent) -> int:
+async def work_alone(
+    settings: WorkerSettings, registry: Registry, child_id: UUID, parent: Parent, codec: PayloadCodec | None
+) -> int:
     """Answer the exit code when nothing is left to do, or when this is to end."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -75,7 +78,8 @@ async def work_alone(settings: WorkerSettings, registry: Registry, child_id: UUI
         # Not by a second signal: a whole group of processes gets it from the terminal, and this one its parent's too.
         parent.when_gone(lambda: _tell(loop, gone))
         queues = tuple(map(solo_lane, settings.queues))
-        life = Life(msgspec.structs.replace(settings, queues=queues, concurrency=1), registry, child_id=child_id)
+        alone = msgspec.structs.replace(settings, queues=queues, concurrency=1)
+        life = Life(alone, registry, child_id=child_id, codec=codec)
         try:
             check_schema(await life.store.schema_state(), schema=settings.schema)
             await life.start(serve=True)

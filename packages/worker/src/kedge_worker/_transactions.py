@@ -50,6 +50,8 @@ T = TypeVar("T")
 
 Meta: TypeAlias = Callable[[], bytes]
 """Answers the memo's column `meta`, asked for when the body is done."""
+Sealed: TypeAlias = "Callable[[LiveRun, int, str, str, bytes, bytes], tuple[bytes, bytes]]"
+"""Encrypts value and meta of a row, by its run, seq, kind and key."""
 
 
 def _no_meta() -> bytes:
@@ -74,12 +76,16 @@ class TransactionRunner:
         journal: Journal,
         connections: int,
         in_thread: InThread,
+        sealed: Sealed | None = None,
+        timeline: Callable[[], str] = str,
     ) -> None:
         self._conninfo = conninfo
         self._worker_id = worker_id
         self._journal = journal
         self._connections = connections
         self._in_thread = in_thread
+        self._sealed = sealed
+        self._timeline = timeline
         self._keep = render(KEEP_TRANSACTION, schema).encode()
         self._lock_run = render(LOCK_RUN, schema).encode()
         self._settle = render(SETTLE_TRANSACTION, schema).encode()
@@ -200,6 +206,8 @@ class TransactionRunner:
             raise
 
     def _memo(self, run: LiveRun, seq: int, key: str, value: bytes, meta: bytes, started: float) -> dict[str, object]:
+        if self._sealed is not None:
+            value, meta = self._sealed(run, seq, "t", key, value, meta)
         return {
             "run": run.claimed.id,
             "epoch": run.claimed.epoch,

@@ -150,6 +150,14 @@ class RunWaits:
         """What earlier lives have left of this wait."""
         return self._stored.get(key)
 
+    def state_of(self, key: str) -> bytes | None:
+        """What stands in the database beside an open wait; None: there is none."""
+        wait = self.open.get(key)
+        if wait is not None:
+            return wait.state
+        stored = self._stored.get(key)
+        return None if stored is None else stored.state
+
     def left_s(self, seconds: float | None) -> float | None:
         """What is left now of a time that was stored, and read with the claim."""
         return None if seconds is None else seconds - (self._loop.time() - self._claimed_at)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
+from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, PrivilegesError, SchemaError
 from kedge.retry import Retry
@@ -53,7 +54,9 @@ class Worker:
         step_retry: The policy of steps for which neither their call nor `@step` says one; one attempt if nothing is
             said here either.
 
-    Every option but the workflows and `step_retry` may also come from the environment: `KEDGE_QUEUES`,
+        codec: Encrypts payloads, such as `kedge.encryption.AesGcmCodec`; clients need it too. None: they are kept as
+            they are, and a run with encrypted ones is put off.
+    Every option but the workflows, `step_retry` and `codec` may also come from the environment: `KEDGE_QUEUES`,
     `KEDGE_CONCURRENCY`, ...
 
     Source: docs/explanation/data_walk.md.
@@ -76,6 +79,7 @@ class Worker:
         transaction_connections: int | None = None,
         step_retry: Retry | None = None,
     ) -> None:
+        codec: PayloadCodec | None = None,
         self._registry = Registry(workflows, step_retry=check_retry(step_retry) or Retry.NEVER)
         if not self._registry.names:
             raise DefinitionError("workflows= is empty: a worker executes only what is registered with it")
@@ -92,6 +96,7 @@ class Worker:
             transaction_connections=transaction_connections,
         )
         self.target: Target | None = None
+        self._codec = codec
         """Where `kedge-worker run` has found this worker: children, which run poisonous runs, find it there too."""
         self._stop: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
@@ -127,7 +132,7 @@ class Worker:
         """Be the child process of a worker: `kedge-worker solo`. Answers the exit code."""
         self._begin()
         try:
-            return await work_alone(self.settings, self._registry, child_id, parent)
+            return await work_alone(self.settings, self._registry, child_id, parent, self._codec)
         finally:
             self._end()
 
@@ -192,7 +197,7 @@ class Worker:
         pause_s = 0.05
         predecessors: set[UUID] = set()
         while not stop.is_set():
-            life = Life(self.settings, self._registry, target=self.target)
+            life = Life(self.settings, self._registry, target=self.target, codec=self._codec)
             try:
                 await self._check_schema(life)
                 await life.start(serve=True, predecessors=predecessors)
@@ -225,7 +230,7 @@ class Worker:
     @contextlib.asynccontextmanager
     async def _one_life(self) -> AsyncGenerator[Life]:
         self._begin()
-        life = Life(self.settings, self._registry)
+        life = Life(self.settings, self._registry, codec=self._codec)
         try:
             await self._check_schema(life)
             await life.start(serve=False)
