@@ -1,4 +1,5 @@
 import math
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -500,3 +501,25 @@ def test_a_parsed_input_that_grows_beyond_the_limit_is_refused() -> None:
 @pytest.mark.parametrize("error", [InvalidInputError, NotEncodableError])
 def test_every_error_here_is_a_payload_error(error: type[Exception]) -> None:
     assert issubclass(error, PayloadError)
+
+
+@pytest.mark.parametrize("value", [{1: "a", "1": "b"}, [{"x": {2.5: "a", "2.5": "b"}}]])
+def test_two_keys_that_are_one_in_json_are_refused(value: Any) -> None:
+    with pytest.raises(NotEncodableError, match="two keys that are one"):
+        parse_input(value, Any, where="input")
+
+
+def test_a_decoders_error_does_not_repeat_the_value() -> None:
+    payload = encode("".join(("can", "ary")), where="x")
+
+    with pytest.raises(NotDecodableError) as caught:
+        decode(payload, Literal["a"], where="x")
+
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_path_stays_short_whatever_the_keys_are() -> None:
+    with pytest.raises(NotEncodableError) as caught:
+        encode({"k" * 1_000_000: math.nan}, where="x")
+
+    assert len(str(caught.value)) < 300

@@ -1,4 +1,9 @@
-"""An exception as bytes and back: what is kept of it, cut to size, and how a DomainError is rebuilt from that."""
+"""
+An exception as bytes and back: what is kept of it, without secrets and cut to size; how a DomainError comes of that.
+
+An exception is an object of somebody's code, and a failing one at that. Its own code runs in few places here, guarded
+against everything; what the interpreter keeps of an exception is read past whatever its class says.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,8 @@ import msgspec
 
 from kedge.errors import DefinitionError, DomainError, ErrorInfo, KedgeError, field_names, revive
 from kedge.models import load_model
-from kedge.shown import shown
+from kedge.redaction import redact
+from kedge.shown import shown, told
 from kedge.wire import JSON_CODEC, Buffer, decode, decoder, encode
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024
@@ -24,6 +30,19 @@ MAX_DATA_BYTES: Final = 64 * 1024
 _MAX_KIND_BYTES: Final = 500
 _MAX_FRAMES: Final = 50
 _SHOWN_OF_GROUP: Final = 5
+_MAX_DEPTH_OF_GROUP: Final = 3
+
+# Secrets are looked for before a text is cut to its size, but not in megabytes of it. What ends there may end within a
+# secret, of which the rest is not seen: so much is dropped.
+_WINDOW: Final = 16 * 1024
+_EDGE: Final = 8 * 1024
+
+# The interpreter's own: a subclass may say anything of these.
+_CAUSE: Final = BaseException.__dict__["__cause__"].__get__
+_CONTEXT: Final = BaseException.__dict__["__context__"].__get__
+_SUPPRESSES: Final = BaseException.__dict__["__suppress_context__"].__get__
+_TRACEBACK: Final = BaseException.__dict__["__traceback__"].__get__
+_PARTS: Final = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 _encode_info: Final = msgspec.json.Encoder().encode
 _decode_info: Final = decoder(ErrorInfo)
@@ -31,7 +50,11 @@ _decode_info: Final = decoder(ErrorInfo)
 
 def kind_of(cls: type[BaseException]) -> str:
     """Answer the name by which a stored error remembers its class; nothing is ever imported by it."""
-    return _cut(f"{cls.__module__}.{cls.__qualname__}", _MAX_KIND_BYTES)
+    try:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+    except Exception:  # noqa: BLE001  # a metaclass may say anything of its classes
+        name = type.__dict__["__name__"].__get__(cls)
+    return _cut(name, _MAX_KIND_BYTES)
 
 
 def describe_error(error: BaseException, *, key: str | None = None, attempt: int | None = None) -> ErrorInfo:
@@ -46,17 +69,22 @@ def describe_error(error: BaseException, *, key: str | None = None, attempt: int
     (outermost, text), *causes = _with_tracebacks(_chain(error))
     cause: ErrorInfo | None = None
     for one, its_text in reversed(causes):
-        message = _cut(_message(one), MAX_MESSAGE_BYTES // 4)
+        message = _message(one, MAX_MESSAGE_BYTES // 4)
         cause = ErrorInfo(kind_of(type(one)), message, traceback=its_text, cause=cause)
-    data, problem = _data(outermost) if isinstance(outermost, DomainError) else (None, "")
-    message = _cut(_message(outermost) + problem, MAX_MESSAGE_BYTES)
-    return ErrorInfo(kind_of(type(outermost)), message, key, attempt, text, cause, data)
+    is_domain = issubclass(type(outermost), DomainError)
+    data, problem = _data(cast("DomainError", outermost)) if is_domain else (None, "")
+    message = _message(outermost, MAX_MESSAGE_BYTES, problem)
+    return ErrorInfo(kind_of(type(outermost)), message, _key(key), attempt, text, cause, data)
 
 
 def encode_error(error: BaseException | ErrorInfo, *, key: str | None = None, attempt: int | None = None) -> bytes:
     """Turn an exception, or what was kept of one, into a payload. Never fails."""
-    info = error if isinstance(error, ErrorInfo) else describe_error(error, key=key, attempt=attempt)
-    return JSON_CODEC + _encode_info(info)
+    # Not isinstance: that asks the exception, which may say anything of its class.
+    info = error if type(error) is ErrorInfo else describe_error(cast("BaseException", error), key=key, attempt=attempt)
+    try:
+        return JSON_CODEC + _encode_info(info)
+    except (TypeError, ValueError, NotImplementedError, RecursionError):
+        return JSON_CODEC + _encode_info(msgspec.structs.replace(info, data=None))
 
 
 def decode_error(data: Buffer | None) -> ErrorInfo:
@@ -111,17 +139,17 @@ def _chain(error: BaseException) -> list[BaseException]:
     following: BaseException | None = error
     while following is not None and len(chain) <= MAX_CAUSES and not any(following is one for one in chain):
         chain.append(following)
-        context = None if following.__suppress_context__ else following.__context__
-        following = following.__cause__ or context or _first_of_group(following)
+        context = None if _SUPPRESSES(following) else _CONTEXT(following)
+        following = _CAUSE(following) or context or _first_of_group(following)
     return chain
 
 
 def _first_of_group(error: BaseException) -> BaseException | None:
-    return cast("BaseExceptionGroup[BaseException]", error).exceptions[0] if _is_group(error) else None
+    return next(iter(_parts_of_group(error)), None)
 
 
-def _is_group(error: BaseException) -> bool:
-    return isinstance(error, BaseExceptionGroup)
+def _parts_of_group(error: BaseException) -> tuple[BaseException, ...]:
+    return _PARTS(error) if issubclass(type(error), BaseExceptionGroup) else ()
 
 
 def _with_tracebacks(chain: list[BaseException]) -> Iterator[tuple[BaseException, str | None]]:
@@ -135,24 +163,47 @@ def _with_tracebacks(chain: list[BaseException]) -> Iterator[tuple[BaseException
 def _traceback(error: BaseException, room: int) -> str:
     """Format the frames alone: the message is kept apart, and values of variables are not kept at all."""
     try:
-        text = "".join(traceback.format_tb(error.__traceback__, limit=-_MAX_FRAMES))
+        text = "".join(traceback.format_tb(_TRACEBACK(error), limit=-_MAX_FRAMES))
     except Exception:  # noqa: BLE001  # the lines come from loaders and files that may be anything by now
         return ""
-    clean = text.encode("utf-8", "replace")
-    # The innermost frames stand at the end.
+    # The innermost frames stand at the end. A line of code may hold a secret, too.
+    start = max(0, len(text) - 4 * MAX_TRACEBACK_BYTES)
+    clean = redact(text[start:]).encode("utf-8", "replace")
     return clean[max(0, len(clean) - room) :].decode("utf-8", "ignore")
 
 
-def _message(error: BaseException) -> str:
+def _message(error: BaseException, limit: int, problem: str = "") -> str:
+    """Answer the exception's text without secrets, and behind it what could not be kept of it."""
+    text = _text(error, _MAX_DEPTH_OF_GROUP)
+    if len(text) > _WINDOW:
+        text = redact(text[:_WINDOW])
+        text = text[: max(0, len(text) - _EDGE)] + "..."
+    else:
+        text = redact(text)
+    return _cut(text + problem, limit)
+
+
+def _text(error: BaseException, depth: int) -> str:
     try:
-        text = str(error)
-    except Exception as broken:  # noqa: BLE001  # __str__ of the user's
-        return f"<its text cannot be made: {type(broken).__qualname__}>"
-    if isinstance(error, BaseExceptionGroup):
-        group = cast("BaseExceptionGroup[BaseException]", error)
-        shown = group.exceptions[:_SHOWN_OF_GROUP]
-        text += ": " + "; ".join(f"{type(one).__qualname__}: {_message(one)}" for one in shown)
+        # As a plain str: __str__ may answer a subclass, of which every method is the user's.
+        text = str.__str__(str(error))
+    except BaseException as broken:  # noqa: BLE001  # __str__ of the user's, which may even try to end the process
+        return f"<its text cannot be made: {kind_of(type(broken)).removeprefix('builtins.')}>"
+    if parts := _parts_of_group(error):
+        if not depth:
+            return text
+        shown = parts[:_SHOWN_OF_GROUP] if depth == _MAX_DEPTH_OF_GROUP else parts[:1]
+        text += ": " + "; ".join(f"{_name(one)}: {_text(one, depth - 1)}" for one in shown)
     return text
+
+
+def _name(error: BaseException) -> str:
+    return kind_of(type(error)).rpartition(".")[2]
+
+
+def _key(key: object) -> str | None:
+    """Answer a step's key as text that can be kept: users may raise a StepError of their own making."""
+    return None if key is None else _cut(key if type(key) is str else shown(key), _MAX_KIND_BYTES)
 
 
 def _data(error: DomainError) -> tuple[dict[str, Any] | None, str]:
@@ -164,6 +215,8 @@ def _data(error: DomainError) -> tuple[dict[str, Any] | None, str]:
         msgspec.convert(data, _struct_of(type(error)), dec_hook=load_model)
     except (KedgeError, AttributeError, msgspec.ValidationError) as problem:
         return None, f" (its fields cannot be kept: {problem})"
+    except Exception as problem:  # noqa: BLE001  # a field may be a property of the user's
+        return None, f" (its fields cannot be kept: {told(problem)})"
     return data, ""
 
 

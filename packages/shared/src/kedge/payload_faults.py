@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import msgspec
 
 from kedge.models import dump_model, is_model
-from kedge.shown import shown, told
+from kedge.shown import MAX_SHOWN, shown, told
 
 
 class Fault(NamedTuple):
@@ -41,6 +41,39 @@ def find_fault(value: object, encode: _Encode, *, max_depth: int) -> Fault | Non
         encode: What a part must pass to be kept; it may raise anything.
         max_depth: What is nested deeper is a fault.
     """
+    try:
+        return _find_fault(value, encode, max_depth)
+    except Exception as error:  # noqa: BLE001  # a value that raises even when it is asked for its class
+        return Fault(f"is a {type(value).__qualname__}, or contains what cannot be looked at: {told(error)}", "$")
+
+
+def find_clash(value: object, encode: _Encode) -> Fault | None:
+    """
+    Answer the first dict of which two keys are one in JSON, as 1 and "1" are: one of the two values would be lost.
+
+    Args:
+        value: Something that has been encoded: it has an end and no fault.
+        encode: What encodes a part of it.
+    """
+    parts: list[object] = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            entries = cast("dict[object, object]", part)
+            is_plain = all(type(key) is str for key in entries)
+            if not is_plain and len({encode({key: 0}) for key in entries}) < len(entries):
+                return Fault("contains a dict with two keys that are one in JSON, as 1 and '1' are", "$")
+            parts.extend(dict[object, object].values(entries))
+        elif isinstance(part, _SEQUENCES):
+            parts.extend(cast("tuple[object, ...]", part))
+        elif isinstance(part, msgspec.Struct):
+            parts.extend(getattr(part, name) for name in part.__struct_fields__)
+        elif dataclasses.is_dataclass(part):
+            parts.extend(getattr(part, field.name) for field in dataclasses.fields(part) if hasattr(part, field.name))
+    return None
+
+
+def _find_fault(value: object, encode: _Encode, max_depth: int) -> Fault | None:
     # A stack of our own: the value may be nested deeper than Python may call.
     stack: list[_Parts] = [iter([("$", value)])]
     path: list[str] = []
@@ -128,7 +161,7 @@ def _items(value: dict[object, object], encode: _Encode) -> _Parts:
 
 def _step(key: object) -> str:
     if isinstance(key, str):
-        return f".{key}" if key.isidentifier() else f"[{shown(key)}]"
+        return f".{key}" if key.isidentifier() and len(key) <= MAX_SHOWN else f"[{shown(key)}]"
     # Not every key has a repr: an int may have too many digits for one.
     return f"[{key}]" if isinstance(key, int) and abs(key) < 2**64 else f"[<{type(key).__qualname__}>]"
 

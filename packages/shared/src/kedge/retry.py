@@ -108,11 +108,13 @@ class Retry:
 
     def gives_up(self, error: BaseException, attempt: int) -> bool:
         """Tell whether the failure of this attempt, counted from 1, is final."""
+        # Its type, as `except` does: isinstance would also ask the error, which may say anything of its class.
+        kind = type(error)
         return (
-            isinstance(error, NonRetryable)
+            issubclass(kind, NonRetryable)
             or (self.max_attempts is not None and attempt >= self.max_attempts)
-            or isinstance(error, self.give_up_on)
-            or not isinstance(error, (*self.retry_on, RetryAfter))
+            or issubclass(kind, self.give_up_on)
+            or not issubclass(kind, (*self.retry_on, RetryAfter))
         )
 
     def delay_after(
@@ -126,8 +128,8 @@ class Retry:
             error: What it raised; a `RetryAfter` says its own delay.
             rng: Answers 0 to 1; for jitter.
         """
-        if isinstance(error, RetryAfter):
-            return error.delay
+        if issubclass(type(error), RetryAfter):
+            return cast("RetryAfter", error).delay
         try:
             delay = min(self.initial * self.factor ** (attempt - 1), self.maximum)
         except OverflowError:

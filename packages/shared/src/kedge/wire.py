@@ -21,7 +21,7 @@ from kedge.errors import (
     TooLargeError,
 )
 from kedge.models import ModelFieldError, dump_model, load_model
-from kedge.payload_faults import Fault, find_fault
+from kedge.payload_faults import Fault, find_clash, find_fault
 from kedge.payload_types import check_payload_type
 from kedge.shown import told
 
@@ -57,6 +57,7 @@ _NOT_FINITE: Final = re.compile(rb"\xcb[\x7f\xff][\xf0-\xff]")
 _search_null: Final = re.compile(rb"null").search
 _BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NO_SIGNS: Final = bytes(set(range(256)) - set(b'[]{}"\\'))
+_QUOTED_VALUE: Final = re.compile(r"^(Invalid (?:enum )?value) .*", re.DOTALL)
 _MISSING_FIELD: Final = re.compile(r"missing required field `([^`]+)`")
 
 
@@ -171,10 +172,12 @@ def parser(
         body = payload[1:]
         try:
             parsed = decode_json(body)
-        except Exception as failure:
-            raise error(where, *_misfit(failure)) from failure
+        except Exception as failure:  # noqa: BLE001  # raised again, as ours
+            raise error(where, *_misfit(failure)) from _without_values(failure)
         # The parsed value may differ: defaults filled in, unknown fields dropped, models that convert.
         if parsed is not None and _encode_json(parsed) != body:
+            if clash := find_clash(value, _encode_json):
+                raise NotEncodableError(where, clash.problem, clash.path)
             payload = encode(parsed, where=where, limit=limit)
         return parsed, payload
 
@@ -213,8 +216,8 @@ def _decoder(type_: Any) -> Decode[Any]:
                 return decode_json(data[1:])
             if codec == MSGPACK_CODEC:
                 return decode_msgpack(data[1:])
-        except Exception as failure:
-            raise NotDecodableError(where, *_misfit(failure)) from failure
+        except Exception as failure:  # noqa: BLE001  # raised again, as ours
+            raise NotDecodableError(where, *_misfit(failure)) from _without_values(failure)
         if not codec:
             raise NotDecodableError(where, "there are no bytes, not even a codec's")
         raise NotDecodableError(where, f"unknown codec {codec[0]}: it was written by a newer release, or is damaged")
@@ -224,9 +227,6 @@ def _decoder(type_: Any) -> Decode[Any]:
             raise _lacks_codec(data, where)
 
 
-def _is_hashable(type_: object) -> bool:
-    try:
-        hash(type_)
 def _lacks_codec(data: Buffer, where: str) -> NotDecodableError:
     # Only who meets an encrypted payload needs to know of encryption.
     from kedge.codecs import lacks_codec
@@ -288,6 +288,14 @@ def _misfit(error: Exception) -> tuple[str, str]:
     path = place.replace("`", "")
     if isinstance(error.__cause__, ModelFieldError):
         path += error.__cause__.path
+    # Of an enum or Literal msgspec repeats the value, which may be somebody's secret, in errors that are logged.
+    problem = _QUOTED_VALUE.sub(r"\1", problem)
     elif missing := _MISSING_FIELD.search(problem):
         path += f".{missing[1]}"
     return problem[:300], path
+
+
+def _without_values(error: Exception) -> Exception | None:
+    """Answer the decoder's error, unless it repeats a value: what is logged with its causes must not."""
+    is_quoting = isinstance(error, msgspec.MsgspecError) and _QUOTED_VALUE.search(str(error))
+    return None if is_quoting or isinstance(error.__cause__, ModelFieldError) else error

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar, cast
 
 from kedge.errors import StepFailedError, TooLargeError
 from kedge.failures import kind_of
@@ -437,7 +437,7 @@ class Execution(KeptValues):
         terms = RunMeta.decode(self.run.claimed.meta).retry
         retry = self.retry if terms is None else terms.retry()
         attempt = self.run.claimed.attempt + 1
-        if not isinstance(error, Exception) or retry.gives_up(error, attempt) or is_final(error):
+        if not issubclass(type(error), Exception) or retry.gives_up(error, attempt) or is_final(error):
             return None
         return retry.delay_after(attempt, error).total_seconds()
 
@@ -455,7 +455,9 @@ def _answer(work: Callable[[], T], answer: concurrent.futures.Future[T]) -> None
 
 def is_final(error: BaseException) -> bool:
     """Whether a step has failed with `NonRetryable`: that holds for the run, too."""
-    return isinstance(error, StepFailedError) and error.error.kind == kind_of(NonRetryable)
+    return issubclass(type(error), StepFailedError) and cast("StepFailedError", error).error.kind == kind_of(
+        NonRetryable
+    )
 
 
 def _nothing() -> None:

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from kedge.errors import StepError
-from kedge.failures import encode_error
+from kedge.failures import encode_error, kind_of
 from kedge_worker._context import Context
 from kedge_worker._outcomes import Mismatched, Outcome, Raised, Returned
 from kedge_worker._signals import ReplayMismatch
@@ -97,14 +97,23 @@ async def end_leftovers(execution: Execution) -> None:
 
 def outcome_of(error: BaseException, execution: Execution) -> Outcome:
     """Say what a handler's exception means. The engine's signals mean little by themselves: they follow a decision."""
-    if isinstance(error, GeneratorExit) and current_task() is not execution.task:
+    # Its type, as `except` does: isinstance would also ask the error, which may say anything of its class.
+    kind = type(error)
+    if issubclass(kind, GeneratorExit) and current_task() is not execution.task:
         raise error  # the event loop is gone, and this coroutine with it
-    if isinstance(error, ReplayMismatch):
-        return Mismatched(error.reason)
-    if isinstance(error, asyncio.CancelledError):
+    if issubclass(kind, ReplayMismatch):
+        return Mismatched(cast("ReplayMismatch", error).reason)
+    if issubclass(kind, asyncio.CancelledError):
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # Not by the executor. Perhaps the event loop is about to end; perhaps the handler did it itself.
             return Mismatched("the handler's task was cancelled, and not by kedge")
-    encoded = encode_error(error, key=error.key if isinstance(error, StepError) else None)
-    return Raised(encoded, execution.retry_delay_s(error))
+    key: str | None = None
+    delay_s: float | None = None
+    try:
+        if issubclass(kind, StepError):
+            key = cast("StepError", error).key
+        delay_s = execution.retry_delay_s(error)
+    except Exception:  # noqa: BLE001  # an error of the user's making lacks what its class promises: it is final
+        _log.warning("run %s: what its error %s says of itself cannot be read", execution.run.claimed.id, kind_of(kind))
+    return Raised(encode_error(error, key=key), delay_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -90,11 +90,13 @@ class KeptValues:
         info = describe_error(error, key=key, attempt=attempt)
         if of_value:
             return _with_arguments(info, *error.args)
-        if isinstance(error, TimeUp):
-            return _with_arguments(msgspec.structs.replace(info, kind=error.kept_as, traceback=None))
-        if operation == "t" and info.data is None and hasattr(error, "sqlstate"):
+        if issubclass(type(error), TimeUp):
+            kept_as = cast("TimeUp", error).kept_as
+            return _with_arguments(msgspec.structs.replace(info, kind=kept_as, traceback=None))
+        if operation == "t" and info.data is None and hasattr(type(error), "sqlstate"):
             # psycopg's error: that package is not known here.
-            return _with_arguments(info, getattr(error, "sqlstate", None))
+            state = getattr(error, "sqlstate", None)
+            return _with_arguments(info, state if isinstance(state, str) else None)
         return info
 
     def rebuilt(self, info: ErrorInfo, key: str, definition: StepDefinition) -> Exception:

@@ -213,7 +213,7 @@ class Maps(Steps):
         Keep that a map of steps has failed. That of its step came when others were still under way: what they did until
         they had unwound is before this in the order of the run.
         """
-        if isinstance(error, StepError | DomainError | PayloadError):
+        if issubclass(type(error), (StepError, DomainError, PayloadError)):
             here = self._execution.enter()
             try:
                 await self._keep_in_turn("f", "s", key, branch, encode_error(error, key=key), 0)

@@ -195,7 +195,7 @@ class Polling(Attempts):
         return False
 
     def fails(self, error: BaseException, started: float, *, of_value: bool = False) -> BaseException | None:
-        if isinstance(error, PollTimeUp):
+        if issubclass(type(error), PollTimeUp):
             return error
         final = super().fails(error, started, of_value=of_value)
         if final is None:

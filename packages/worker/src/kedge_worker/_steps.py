@@ -92,7 +92,7 @@ class Steps(Operations):
                 except _STOPS:
                     raise
                 except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
-                    of_value = returned and isinstance(error, PayloadError)
+                    of_value = returned and issubclass(type(error), PayloadError)
                     attempts = attempts or Attempts(execution, of, key, definition)
                     await self._failed(error, attempts, branch, started, inputs, of_value=of_value)
                 served = await attempts.pause(self._server(of, branch, here))

@@ -148,7 +148,7 @@ class SyncOperations(RunFacts):
             except _STOPS:
                 raise
             except BaseException as error:  # noqa: BLE001  # whatever a body raises is the step's failure
-                of_value = returned and isinstance(error, PayloadError)
+                of_value = returned and issubclass(type(error), PayloadError)
                 self._failed(error, attempts, started, inputs, of_value=of_value)
             finally:
                 branch.busy = False

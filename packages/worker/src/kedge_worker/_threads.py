@@ -93,9 +93,9 @@ class _Job(Generic[T]):
         if not self.future.done():
             if error is None:
                 self.future.set_result(value)
-            elif isinstance(error, StopIteration):
+            elif issubclass(type(error), StopIteration):
                 # A future refuses it.
-                self.future.set_exception(RuntimeError(f"a function in a thread raised {error!r}"))
+                self.future.set_exception(RuntimeError(f"a function in a thread raised {type(error).__qualname__}"))
             else:
                 self.future.set_exception(error)
         if self._ended is not None:
