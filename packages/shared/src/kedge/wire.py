@@ -220,11 +220,11 @@ def _decoder(type_: Any) -> Decode[Any]:
             raise NotDecodableError(where, *_misfit(failure)) from _without_values(failure)
         if not codec:
             raise NotDecodableError(where, "there are no bytes, not even a codec's")
+        if codec == SEALED_CODEC:
+            raise _lacks_codec(data, where)
         raise NotDecodableError(where, f"unknown codec {codec[0]}: it was written by a newer release, or is damaged")
 
     return decode_one
-        if codec == SEALED_CODEC:
-            raise _lacks_codec(data, where)
 
 
 def _lacks_codec(data: Buffer, where: str) -> NotDecodableError:
@@ -234,6 +234,9 @@ def _lacks_codec(data: Buffer, where: str) -> NotDecodableError:
     return lacks_codec(data, where)
 
 
+def _is_hashable(type_: object) -> bool:
+    try:
+        hash(type_)
     except TypeError:
         return False
     return True
@@ -285,11 +288,11 @@ def _misfit(error: Exception) -> tuple[str, str]:
     problem, found, place = str(error).rpartition(" - at ")
     if not found:
         problem, place = str(error), "$"
+    # Of an enum or Literal msgspec repeats the value, which may be somebody's secret, in errors that are logged.
+    problem = _QUOTED_VALUE.sub(r"\1", problem)
     path = place.replace("`", "")
     if isinstance(error.__cause__, ModelFieldError):
         path += error.__cause__.path
-    # Of an enum or Literal msgspec repeats the value, which may be somebody's secret, in errors that are logged.
-    problem = _QUOTED_VALUE.sub(r"\1", problem)
     elif missing := _MISSING_FIELD.search(problem):
         path += f".{missing[1]}"
     return problem[:300], path
