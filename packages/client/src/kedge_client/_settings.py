@@ -99,7 +99,8 @@ def own_conninfo(dsn: str, settings: ClientSettings) -> str:
     Return the DSN with what a client's own connections add; what it says itself stays.
 
     `statement_timeout` makes the server give up; keepalives and `tcp_user_timeout` find a dead network; a server that
-    is alive and silent is found by the client's own deadline, since neither of them can.
+    is alive and silent is found by the client's own deadline, since neither of them can. Of several hosts the one
+    that takes writes is used, so that a client follows a failover.
     """
     given = conninfo_to_dict(dsn)
     added: dict[str, str | int] = {
@@ -110,6 +111,8 @@ def own_conninfo(dsn: str, settings: ClientSettings) -> str:
         "keepalives_count": 3,
         "tcp_user_timeout": round((settings.timeout_s + 5) * 1000),
     }
+    if "PGTARGETSESSIONATTRS" not in os.environ:
+        added["target_session_attrs"] = "read-write"
     if "PGAPPNAME" in os.environ:
         del added["application_name"]
     if "PGCONNECT_TIMEOUT" in os.environ:

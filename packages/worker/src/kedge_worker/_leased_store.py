@@ -114,6 +114,11 @@ class LeasedStore:
         self._statements = {name: Statement(name.lower(), render(text, schema)) for name, text in _STATEMENTS.items()}
         self._hold = Call(self._statements["HOLD_WORKER"], (self._worker,))
 
+    @property
+    def timeline(self) -> str:
+        """Of the server that this life began with, as names of WAL files say it; empty before the first connection."""
+        return "" if self._timeline is None else self._timeline.decode()
+
     async def connect(self) -> None:
         """
         Open a connection in the place of the one before: ends that one's backend, and returns when no transaction

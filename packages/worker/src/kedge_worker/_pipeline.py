@@ -18,7 +18,7 @@ from kedge_worker._binary import to_int
 _OK: Final = frozenset((pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK))
 
 # The server counts the transaction as committed, but no standby has confirmed it.
-_UNREPLICATED: Final = "canceling wait for synchronous replication"
+UNREPLICATED: Final = "canceling wait for synchronous replication"
 
 
 class Statement:
@@ -185,7 +185,7 @@ class Pipeline:
         self.abort()
 
     def _notice(self, diagnostic: errors.Diagnostic) -> None:
-        if _UNREPLICATED in (diagnostic.message_primary or ""):
+        if UNREPLICATED in (diagnostic.message_primary or ""):
             self._unreplicated = True
 
 

@@ -15,14 +15,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from kedge.schema import render
-from kedge_worker._pipeline import shut_down
+from kedge_worker._pipeline import UNREPLICATED, shut_down
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
     KEEP_TRANSACTION,
@@ -39,7 +39,7 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _TRIES: Final = 5
 _FIRST_PAUSE_S: Final = 0.05
-_LONGEST_PAUSE_S: Final = 5.0
+_LONGEST_PAUSE_S: Final = 2.0
 _REPEATABLE: Final = frozenset(("40001", "40P01"))
 # The server or an administrator ended the session, or nobody went on with its transaction in time.
 _KEPT_WAITING: Final = frozenset(("57P05", "25P03"))
@@ -137,7 +137,7 @@ class TransactionRunner:
         with _not_done(PoolTimeout):
             conn = await self._pool.getconn()
         try:
-            async with conn.transaction():
+            async with _replicated(conn), conn.transaction():
                 value = await body(conn)
                 seq = await self._shut_gate(run)
                 stored = await conn.execute(self._keep, self._memo(run, seq, key, value, meta(), started))
@@ -171,7 +171,7 @@ class TransactionRunner:
             with _not_done(PoolTimeout):
                 conn = pool.getconn()
             try:
-                with conn.transaction():
+                with _replicated_sync(conn), conn.transaction():
                     value = body(conn)
                     if abandoned.is_set():
                         raise LeaseLostError
@@ -217,6 +217,7 @@ class TransactionRunner:
             "key": key,
             "value": value,
             "meta": meta,
+            "timeline": self._timeline(),
         }
 
     async def _shut_gate(self, run: LiveRun) -> int:
@@ -248,7 +249,7 @@ class TransactionRunner:
             except (psycopg.OperationalError, TimeoutError) as error:
                 _log.warning("run %s: cannot settle a transaction yet: %s", run.claimed.id, error)
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, 5.0)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
                 continue
             if row is not None and row[0] == run.claimed.epoch:
                 return True
@@ -263,7 +264,7 @@ class TransactionRunner:
         conn: psycopg.AsyncConnection[tuple[object, ...]] = await asyncio.wait_for(opening, _LOOK_S)
         watchdog = asyncio.get_running_loop().call_later(_LOOK_S, shut_down, conn.pgconn)
         try:
-            async with conn:
+            async with _replicated(conn), conn:
                 # What was committed while the first statement waited for the lock must be visible to the second.
                 await conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
                 mine = await (await conn.execute(self._lock_run, fence)).fetchone()
@@ -289,6 +290,43 @@ def _is_over(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], error
 def _is_ended_by_body(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any], error: psycopg.Error) -> bool:
     """Whether the body has closed its connection, or kept the server waiting longer than that likes."""
     return (conn.closed and not conn.broken) or error.sqlstate in _KEPT_WAITING
+
+
+@contextlib.asynccontextmanager
+async def _replicated(conn: psycopg.AsyncConnection[Any]) -> AsyncGenerator[None]:
+    """
+    Close the connection, and raise, when a commit in this block did not get the standby's word: it may be lost with
+    this server, and is settled as if no answer had come. That takes the run's lock, whose commit waits for the standby.
+    """
+    with _watched(conn) as warnings:
+        yield
+    if warnings:
+        await conn.close()
+        raise psycopg.OperationalError(warnings[0])
+
+
+@contextlib.contextmanager
+def _replicated_sync(conn: psycopg.Connection[Any]) -> Generator[None]:
+    with _watched(conn) as warnings:
+        yield
+    if warnings:
+        conn.close()
+        raise psycopg.OperationalError(warnings[0])
+
+
+@contextlib.contextmanager
+def _watched(conn: psycopg.AsyncConnection[Any] | psycopg.Connection[Any]) -> Generator[list[str]]:
+    warnings: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        if UNREPLICATED in (diagnostic.message_primary or ""):
+            warnings.append(diagnostic.message_primary or "")
+
+    conn.add_notice_handler(note)
+    try:
+        yield warnings
+    finally:
+        conn.remove_notice_handler(note)
 
 
 @contextlib.contextmanager
