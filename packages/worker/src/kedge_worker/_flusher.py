@@ -75,6 +75,7 @@ class Flusher:
         self._queue: deque[Batch] = deque((Batch(),))
         self._wake = asyncio.Event()
         self._busy = False
+        self._unanswered_since: float | None = None
         self._closing = False
         self._compare = False
         self._put_off = Batch()
@@ -154,6 +155,12 @@ class Flusher:
             self._idle_waiters.append(waiter)
             await waiter
 
+    @property
+    def silent_s(self) -> float:
+        """For how many seconds the database has owed an answer; 0 when it owes none."""
+        since = self._unanswered_since
+        return 0.0 if since is None else asyncio.get_running_loop().time() - since
+
     def close(self) -> None:
         """Let `run` return; what is still queued stays unwritten."""
         self._closing = True
@@ -217,9 +224,14 @@ class Flusher:
     async def _write(self, batch: Batch, claim: ClaimRequest | None) -> None:
         pause = Backoff()
         while batch or claim is not None:
+            if self._unanswered_since is None:
+                self._unanswered_since = asyncio.get_running_loop().time()
             try:
                 answer = await self._store.flush(batch, claim)
+                self._unanswered_since = None
             except PostgresError as error:
+                if not is_gone(error):
+                    self._unanswered_since = None
                 after = self._after if claim is None else self._after_claim
                 claim = None  # asked for again when this is over
                 batch = await after(error, batch, pause)
@@ -286,6 +298,7 @@ class Flusher:
                 await pause.sleep()
             else:
                 _log.info("journal: reconnected")
+                self._unanswered_since = None
                 return
 
     async def _settle_or_reconnect(self, batch: Batch) -> Batch:

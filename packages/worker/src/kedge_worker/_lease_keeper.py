@@ -30,6 +30,10 @@ _log: Final = logging.getLogger("kedge.worker")
 _BEATS_A_LEASE: Final = 3
 _MARGIN: Final = 0.1
 _PATIENCE_LEASES: Final = 2
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
+# A thread that connects to a silent server cannot be woken; nothing that it still does can harm.
+_FAREWELL_S: Final = 0.5
 
 
 class LeaseKeeper:
@@ -88,7 +92,7 @@ class LeaseKeeper:
             self._watch.cancel()
         if self._thread is not None:
             self._cut()
-            await asyncio.to_thread(self._thread.join, self._lease_s)
+            await asyncio.to_thread(self._thread.join, _FAREWELL_S)
 
     # ---- in the loop
 
@@ -118,7 +122,8 @@ class LeaseKeeper:
 
     def _run(self) -> None:
         period_s = self._lease_s / _BEATS_A_LEASE
-        while not self._stop.wait(period_s if self._sending_since is None else min(0.1, period_s)):
+        pause_s = _FIRST_PAUSE_S
+        while not self._stop.wait(period_s if self._sending_since is None else min(pause_s, period_s)):
             if time.monotonic() - self._loop_alive_at > _PATIENCE_LEASES * self._lease_s:
                 _log.error("lease: the event loop has not answered for %d leases; no more beats", _PATIENCE_LEASES)
                 break
@@ -136,8 +141,10 @@ class LeaseKeeper:
                 if self._conn is not None:
                     self._conn.close()
                 self._sending_since = time.monotonic()
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 continue
             self._sending_since = None
+            pause_s = _FIRST_PAUSE_S
             self._answered(rows, sent_at)
         if self._conn is not None:
             self._conn.close()

@@ -48,7 +48,9 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _COMPARE_PERIOD_S: Final = 30.0
 _DRAIN_S: Final = 5.0
-_WAKE_UP_S: Final = 1.0
+_SILENCE_S: Final = 1.0
+"""A database that has not answered for so long is taken for away: nobody waits for it at the end."""
+_FAREWELL_S: Final = 0.5
 _RING_PERIOD_S: Final = 0.02
 _PARK_LINGER_S: Final = 0.1
 _CHILD_S: Final = 35.0
@@ -233,18 +235,20 @@ class Life:
         seeing_off = asyncio.create_task(self._solo.stop(0 if self.ended.done() else grace_s, hurry=hurry))
         if not self.ended.done():
             # What is given back rings a sleeper, which must not be this worker.
-            await _bounded(self.store.wake_up(), _WAKE_UP_S)
-            owned = await self.executor.shutdown(grace_s, hurry=hurry)
-            await _bounded(self._flusher.drained(), _DRAIN_S)
+            begun = time.monotonic()
+            await _bounded(self.store.wake_up(), _FAREWELL_S)
+            owned = await self.executor.shutdown(max(0.0, grace_s - (time.monotonic() - begun)), hurry=hurry)
+            await _bounded(self._drained(), _DRAIN_S)
         else:
             self.executor.lose_all()
         self._flusher.close()
         await _bounded(seeing_off, grace_s + _CHILD_S)
         error = self.ended.exception() if self.ended.done() else None
+        farewell_s = _FAREWELL_S if self._flusher.silent_s > _FAREWELL_S else _DRAIN_S
         if error is None:
-            await _bounded(self.store.leave(), _DRAIN_S)
+            await _bounded(self.store.leave(), farewell_s)
         elif not is_lease_lost(error):  # the schema does not fit any more: nobody has crashed
-            await _bounded(self.store.abandon(self.id), _DRAIN_S)
+            await _bounded(self.store.abandon(self.id), farewell_s)
         if owned:
             _log.warning(
                 "worker %s leaves %d runs whose bodies have not ended; their lease lapses", self.name, len(owned)
@@ -264,6 +268,22 @@ class Life:
     def orphan(self) -> UUID | None:
         """A child of this life, which has ended, and which the database does not know of yet."""
         return self._solo.orphan
+
+    async def _drained(self) -> None:
+        """
+        Wait until all is written.
+
+        Raises:
+            TimeoutError: The database does not answer.
+        """
+        draining = asyncio.create_task(self._flusher.drained())
+        try:
+            while not draining.done():
+                if self._flusher.silent_s > _SILENCE_S:
+                    raise TimeoutError("the database does not answer: what is not written is left to the lease")
+                await asyncio.wait((draining,), timeout=_SILENCE_S / 10)
+        finally:
+            draining.cancel()
 
     # ---- FlushEvents
 

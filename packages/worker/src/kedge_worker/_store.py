@@ -247,10 +247,18 @@ class Store:
             conn = await self._connection()
             # Cancelling does not help against a silent server: only closing the socket does.
             watchdog = asyncio.get_running_loop().call_later(self._timeout_s, shut_down, conn.pgconn)
+            asking = asyncio.ensure_future(_ask(conn, render(query, self._schema).encode(), parameters))
             try:
-                cursor = await conn.execute(render(query, self._schema).encode(), parameters)
-                return await cursor.fetchall() if cursor.description is not None else []
-            except (psycopg.OperationalError, asyncio.CancelledError):
+                return await asyncio.shield(asking)
+            except asyncio.CancelledError:
+                # psycopg would ask the server to stop, and wait for its answer: whoever cancels us may be in a hurry.
+                shut_down(conn.pgconn)
+                await asyncio.wait((asking,))
+                if not asking.cancelled():
+                    asking.exception()  # seen
+                await conn.close()
+                raise
+            except psycopg.OperationalError:
                 await conn.close()
                 raise
             except psycopg.InternalError as error:
@@ -271,6 +279,13 @@ class Store:
             self._conn = conn
             return conn
         return self._conn
+
+
+async def _ask(
+    conn: psycopg.AsyncConnection[tuple[object, ...]], query: bytes, parameters: Mapping[str, object]
+) -> list[tuple[object, ...]]:
+    cursor = await conn.execute(query, parameters)
+    return await cursor.fetchall() if cursor.description is not None else []
 
 
 def _lanes(queues: object, workflows: object) -> list[tuple[str, str]]:

@@ -199,15 +199,14 @@ class Worker:
         while not stop.is_set():
             life = Life(self.settings, self._registry, target=self.target, codec=self._codec)
             try:
-                await self._check_schema(life)
-                await life.start(serve=True, predecessors=predecessors)
-                predecessors.clear()
-                pause_s = 0.05
-                if self.settings.listen:
-                    await _first(life.listener.listening.wait(), life.ended, stop.wait())
-                if self._started is not None and not self._started.done():
-                    self._started.set_result(None)
-                await _first(stop.wait(), life.ended)
+                if await self._has_begun(life, predecessors, stop):
+                    predecessors.clear()
+                    pause_s = 0.05
+                    if self.settings.listen:
+                        await _first(life.listener.listening.wait(), life.ended, stop.wait())
+                    if self._started is not None and not self._started.done():
+                        self._started.set_result(None)
+                    await _first(stop.wait(), life.ended)
             except (TroubleError, TimeoutError, OSError) as error:
                 _log.warning("worker: no database yet: %s; next try in %.2g s", error, pause_s)
             except BaseException as error:
@@ -226,6 +225,26 @@ class Worker:
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1)):  # noqa: S311  # jitter
                     await stop.wait()
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    async def _has_begun(self, life: Life, predecessors: set[UUID], stop: asyncio.Event) -> bool:
+        """Begin a life; False: a stop was asked for first, which a silent server must not delay."""
+
+        async def begin() -> None:
+            await self._check_schema(life)
+            await life.start(serve=True, predecessors=predecessors)
+
+        beginning = asyncio.create_task(begin())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((beginning, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            beginning.cancel()
+            await asyncio.wait((beginning,))
+        if beginning.cancelled():
+            return False
+        beginning.result()
+        return True
 
     @contextlib.asynccontextmanager
     async def _one_life(self) -> AsyncGenerator[Life]:
