@@ -575,6 +575,7 @@ def test_a_hung_session_of_another_role_stops_no_taker(sessions: Sessions) -> No
     db.rows(f"create role {role} in role pg_read_all_stats")
     db.rows(f"grant usage on schema kedge to {role}")
     db.rows(f"grant all on all tables in schema kedge to {role}")
+    db.rows(f"grant all on all functions in schema kedge to {role}")
     db.rows(f"set role {role}")
 
     taken = moves.take_back(db)

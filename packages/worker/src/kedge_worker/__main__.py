@@ -1,4 +1,4 @@
-"""The command line: `kedge-worker run module:worker` and `kedge-worker migrate`. Arguments only."""
+"""The command line: `kedge-worker run module:worker`, `kedge-worker migrate`, `kedge-worker roles`. Arguments only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import Final
 from uuid import UUID
 
 from kedge.errors import KedgeError, SchemaError, UsageError
+from kedge.schema import check_schema_name
+from kedge.schema.privileges import ROLES, role_name, roles_sql
 from kedge_worker._errors import PostgresError, TroubleError, is_gone
-from kedge_worker._migrator import full_sql, migrate, pending
+from kedge_worker._migrator import full_sql, install_roles, migrate, pending
 from kedge_worker._process import run_as_process
 from kedge_worker._settings import database_url
 from kedge_worker._solo import Target
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _run(options.target)
             case "solo":
                 return _solo(options.target, options.child_id)
+            case "roles":
+                return _roles(options.sql)
             case _:
                 return _migrate(options.plan, options.sql)
     except SchemaError as error:
@@ -62,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kedge-worker", description="Executes kedge workflows.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,migrate}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,migrate,roles}")
     run = commands.add_parser("run", help="run a worker until SIGTERM")
     run.add_argument("target", metavar="module:worker", help="where the Worker object is, such as shop.worker:worker")
     # What a worker starts by itself: not for people, so without help.
@@ -73,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     what = migrate.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="print what would be applied")
     what.add_argument("--sql", action="store_true", help="print the whole schema as SQL, without a database")
-    for command in (run, solo, migrate):
+    roles = commands.add_parser("roles", help="install the roles of owner, clients, workers and admins")
+    roles.add_argument("--sql", action="store_true", help="print them as SQL, without a database")
+    for command in (run, solo, migrate, roles):
         command.add_argument("--database-url", help="default: KEDGE_DATABASE_URL, DATABASE_URL, libpq's environment")
         command.add_argument("--schema", help="default: KEDGE_SCHEMA, else kedge")
     return parser
@@ -106,6 +112,17 @@ def _migrate(plan: bool, sql: bool) -> int:  # noqa: FBT001  # two flags of the 
     else:
         applied = migrate(database_url(None), schema=schema)
         sys.stdout.write("".join(f"applied {title}\n" for title in applied) or "nothing to do\n")
+    return OK
+
+
+def _roles(sql: bool) -> int:  # noqa: FBT001  # a flag of the command line
+    schema = check_schema_name(os.environ.get("KEDGE_SCHEMA", "kedge"))
+    if sql:
+        sys.stdout.write(roles_sql(schema))
+    else:
+        install_roles(database_url(None), schema=schema)
+        names = ", ".join(role_name(role, schema) for role in ROLES)
+        sys.stdout.write(f"installed {names}\n")
     return OK
 
 

@@ -10,7 +10,8 @@ import psycopg
 from psycopg import sql
 
 from kedge import schema as kedge_schema
-from kedge.errors import SchemaError
+from kedge.errors import PrivilegesError, SchemaError
+from kedge.schema.privileges import privileges_sql, role_name, roles_sql
 
 MINIMUM_SERVER: Final = 140000
 
@@ -38,7 +39,8 @@ def migrate(conninfo: str, *, schema: str = "kedge") -> list[str]:
     """
     Bring the schema to this release's version; a no-op where it is there already.
 
-    Safe to run from any number of processes at once: one works, the others wait for it and find nothing to do.
+    Safe to run from any number of processes at once: one works, the others wait for it and find nothing to do. Where
+    roles are installed the owner does it, so that all that is made belongs to it, and the others may do what they need.
 
     Returns:
         What was applied, in order, for people.
@@ -46,10 +48,14 @@ def migrate(conninfo: str, *, schema: str = "kedge") -> list[str]:
     Raises:
         SchemaError: The database is newer than this release, was changed by hand, is not UTF-8, or is older than
             PostgreSQL 14.
+        PrivilegesError: The roles are installed, and the login is not of the owner's.
     """
     kedge_schema.check_schema_name(schema)
     with psycopg.connect(conninfo, autocommit=True) as conn, _transaction(conn):
         _check_server(conn)
+        # What somebody has put in the way of ours, in a schema of the path, is not met.
+        conn.execute("set local search_path = pg_catalog, pg_temp")
+        _become_owner(conn, schema)
         # No lock_timeout while queueing for the turn; two seconds for the tables, so that a migration that has to
         # wait for a long query does not make everybody queue behind it.
         conn.execute("set local lock_timeout = 0")
@@ -67,6 +73,18 @@ def pending(conninfo: str, *, schema: str = "kedge") -> list[tuple[str, str]]:
     with psycopg.connect(conninfo, autocommit=True) as conn:
         _check_server(conn)
         return _plan(conn, schema)
+
+
+def install_roles(conninfo: str, *, schema: str = "kedge") -> None:
+    """
+    Install the four roles, or bring what they may do to this release's state.
+
+    Raises:
+        psycopg.errors.InsufficientPrivilege: The login may not create roles, or does not own what there is.
+    """
+    kedge_schema.check_schema_name(schema)
+    with psycopg.connect(conninfo, autocommit=True) as conn:
+        conn.execute(roles_sql(schema))  # pyright: ignore[reportArgumentType, reportCallIssue]  # our own text
 
 
 def full_sql(*, schema: str = "kedge") -> str:
@@ -96,6 +114,22 @@ def _transaction(conn: psycopg.Connection[tuple[object, ...]]) -> AbstractContex
     # What the one before has applied while this one waited for its turn must be visible, whatever the default is.
     conn.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     return conn.transaction()
+
+
+def _become_owner(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> None:
+    owner = role_name("owner", schema)
+    is_owners = conn.execute(
+        "select 1 from pg_namespace n join pg_roles r on r.oid = n.nspowner where n.nspname = %s and r.rolname = %s",
+        (schema, owner),
+    ).fetchone()
+    if is_owners is None:
+        return
+    try:
+        conn.execute(sql.SQL("set local role {}").format(sql.Identifier(owner)))
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PrivilegesError(
+            f"the schema {schema} belongs to the role {owner}: grant {owner} to the login that migrates", error.sqlstate
+        ) from error
 
 
 def _prelude(schema: str, *, exists: bool = False) -> str:
@@ -143,6 +177,7 @@ def _steps(applied: dict[int, tuple[str, str, str]], schema: str) -> list[tuple[
     functions_hash = kedge_schema.functions_hash()
     if steps or applied.get(0, ("", "", ""))[2] != functions_hash:
         text = "\n".join(kedge_schema.render(body, schema) for _, body in kedge_schema.functions())
+        text += privileges_sql(schema)
         steps.append(("functions and views", text + _record(0, "functions", "additive", functions_hash, schema)))
     return steps
 

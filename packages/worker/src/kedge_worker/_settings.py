@@ -15,13 +15,15 @@ from kedge.durations import Duration, parse_duration
 from kedge.errors import InvalidOptionError
 from kedge.names import check_queue
 
-# Engine connections: plans must not flip with the statistics, and no statement may outlive the lease it works under.
+# Engine connections: plans must not flip with the statistics, no statement may outlive the lease it works under, and
+# what somebody has made in a schema of the path, such as an operator that fits better than ours, is not met.
 _PLANNER: Final = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
+    "search_path": "pg_catalog,pg_temp",
 }
 
 # A standby has nothing to do for a worker: of several hosts the one that takes writes, and none until there is one.

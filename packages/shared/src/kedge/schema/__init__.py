@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from kedge.errors import InvalidOptionError
+from kedge.schema.privileges import privileges_sql
 
 SCHEMA_VERSION: Final = 2
 """The number of the newest file in ``tables/``."""
@@ -73,8 +74,9 @@ def functions() -> tuple[tuple[str, str], ...]:
 
 @cache
 def functions_hash() -> str:
-    """Identifies the set of functions: a database that has another one gets all of them again."""
+    """Identifies the functions and who may call them: a database that has others gets all of them again."""
     digest = hashlib.blake2b(digest_size=16)
     for name, text in functions():
         digest.update(name.encode() + b"\0" + text.encode() + b"\0")
+    digest.update(privileges_sql("kedge").encode())
     return digest.hexdigest()
