@@ -157,10 +157,12 @@ class Vault:
         self.url = url
         self.clock = clock
         self.client = client
+        self.keys: Any = codec()
+        """What workers have if nothing else is said."""
 
     async def work(self, keys: Any = ..., *workflows: Any) -> int:
         """Execute what can be executed, with these keys; answers how many runs have ended."""
-        keys = codec() if keys is ... else keys
+        keys = self.keys if keys is ... else keys
         return await Worker(self.url, workflows=workflows or WORKFLOWS, codec=keys).run_until_idle()
 
     async def work_through(self, *, keys: Any = ..., hours: int = 3) -> None:

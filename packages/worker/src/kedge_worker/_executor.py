@@ -133,6 +133,10 @@ class Executor:
         if execution := self._execution(run_id):
             execution.stop(Mismatched(reason))
 
+    def put_off_at_end(self, run: LiveRun, reason: str) -> None:
+        """The same for a run whose end, or whatever was to become of it, cannot be kept."""
+        self._move(run, Mismatched(reason))
+
     def fail(self, run: LiveRun, error: Exception) -> None:
         """The database refuses this run's data: it ends failed."""
         refused = Raised(encode_error(error))

@@ -92,7 +92,7 @@ class Life:
         seals = self._seals = None if codec is None else Seals(codec)
         journal: Journal = self._flusher
         if seals is not None:
-            journal = SealedJournal(self._flusher, seals, self._put_off)
+            journal = SealedJournal(self._flusher, seals, lambda: self.executor)
         self._starter = Starter(
             Store(settings.starts_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s),
             self._started,
@@ -342,11 +342,8 @@ class Life:
         """What has come for a run in memory; one that cannot read it is put off."""
         opened, unreadable = read_mail(self._seals, run_id, mail, waits.state_of)
         if unreadable is not None:
-            self._put_off(run_id, unreadable)
+            self.executor.put_off(run_id, unreadable)
         return opened
-
-    def _put_off(self, run_id: UUID, reason: str) -> None:
-        self.executor.put_off(run_id, reason)
 
     def _free(self, ending: int) -> int:
         free = self._settings.concurrency - len(self.executor.runs) + ending

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
 
 from kedge.codecs import lacks_codec
@@ -31,7 +31,7 @@ from kedge.sealing import (
     value_place,
 )
 from kedge.wire import SEALED_CODEC, decoder
-from kedge_worker._outcomes import End, GiveBack, Move, RetryLater, RowKind
+from kedge_worker._outcomes import End, Move, RetryLater, RowKind
 from kedge_worker._runs import ClaimedRun, Journal, LiveRun, Mail, MemoRow, StoredWait
 from kedge_worker._side_writes import KEEP_FAILURES, OPEN_WAITS, SEND_LETTERS, START_CHILDREN, WRITE_LOG, SideWrite
 from kedge_worker._signals import ClosedError
@@ -44,7 +44,6 @@ _log: Final = logging.getLogger("kedge.worker")
 
 _KEY_SLOT: Final = "k:"
 _FAILED: Final = ("f", "x")
-_PUT_OFF_S: Final = 30.0
 _decode_text: Final = decoder(str)
 
 
@@ -241,6 +240,13 @@ class Seals:
         return terms._replace(input=seal(self._codec, terms.input, place), key_hash=key_hash)
 
 
+class Owner(Protocol):
+    """The executor, as far as a sealed journal needs it."""
+
+    def put_off(self, run_id: UUID, reason: str) -> None: ...
+    def put_off_at_end(self, run: LiveRun, reason: str) -> None: ...
+
+
 class SealedJournal:
     """
     A `Journal` in front of another one: what goes in is clear, what comes out is sealed.
@@ -248,13 +254,13 @@ class SealedJournal:
     Args:
         journal: Gathers.
         seals: Encrypt.
-        put_off: Called with a run and a reason when the codec has failed; nothing is ever written in clear.
+        owner: Puts off the runs for which the codec has failed; nothing is ever written in clear.
     """
 
-    def __init__(self, journal: Journal, seals: Seals, put_off: Callable[[UUID, str], None]) -> None:
+    def __init__(self, journal: Journal, seals: Seals, owner: Callable[[], Owner]) -> None:
         self._journal = journal
         self._seals = seals
-        self._put_off = put_off
+        self._owner = owner
 
     def keep(self, run: LiveRun, kind: RowKind, key: str, value: bytes, *, took_ms: int = 0, meta: bytes = b"") -> int:
         try:
@@ -277,12 +283,12 @@ class SealedJournal:
         try:
             move = self._seals.move(run, move)
         except Exception as error:  # noqa: BLE001  # as above
-            run.goes_on = True
-            move = GiveBack(_PUT_OFF_S, _told(run, error))
-        self._journal.move(run, move)
+            self._owner().put_off_at_end(run, _told(run, error))
+        else:
+            self._journal.move(run, move)
 
     def _refused(self, run: LiveRun, error: Exception) -> ClosedError:
-        self._put_off(run.claimed.id, _told(run, error))
+        self._owner().put_off(run.claimed.id, _told(run, error))
         return ClosedError()
 
 
