@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.proof.crash_points.tollgate import KILLING, Call, Fate, Fault, Point,
 SETTINGS: Final = {"LEASE": "4s", "POLL": "2s", "GRACE": "5s", "CONCURRENCY": "20"}
 """The lease is long, for nothing here is about time; that of a dead worker is ended by hand."""
 QUIET_S: Final = 0.05
+EMPTY_AT_REST: Final = ("runs", "waits", "inbox", "inbox_failed", "workers", "idle", "run_watchers", "singletons")
 _PATIENCE_S: Final = 45.0
 """For a broken build, not a promise."""
 
@@ -45,10 +47,10 @@ class Outcome:
     """What came of it."""
 
     case: Case
-    calls: list[Call] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list[Call])
     """Of an undisturbed case: all."""
-    met: list[Call] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    met: list[Call] = field(default_factory=list[Call])
+    problems: list[str] = field(default_factory=list[str])
     bodies: int = 0
     extra: int = 0
     """Bodies that were executed once more because of the fault."""
@@ -75,7 +77,7 @@ async def perform(case: Case, stage: Stage, nursery: Nursery, folder: Path) -> O
     if outcome.problems:
         outcome.log = "\n".join(f"--- {child.pid}\n{child.log()[-4000:]}" for child in children)
         with contextlib.suppress(Exception):
-            await _clean_up(stage, children)
+            await clean_up(stage, children)
     return outcome
 
 
@@ -99,7 +101,7 @@ async def _perform(outcome: Outcome, stage: Stage, nursery: Nursery, children: l
         drive = asyncio.create_task(case.scene.drive(stage, run))
         try:
             for fault in faults:
-                if not await _fires(fault, stage, gate):
+                if not await fires(fault, stage, gate):
                     break
                 assert fault.call is not None
                 outcome.met.append(fault.call)
@@ -124,25 +126,26 @@ async def _perform(outcome: Outcome, stage: Stage, nursery: Nursery, children: l
         await gate.quiet(QUIET_S)
         outcome.calls = gate.calls
         gate.count_no_more()
-        for child in children[:-1]:
-            await stage.is_buried(child)
         await stage.is_idle(worker)
+        await stage.is_alone()
         worker.signal(signal.SIGTERM)
         if (code := await worker.ended()) != 0:
             outcome.problems.append(f"the worker ended with {code}")
         outcome.problems += [repr(error) for error in gate.errors]
     outcome.problems += await account.settle(stage, run)
+    outcome.problems += await leftovers(stage)
     outcome.bodies, outcome.extra = account.bodies, account.extra
 
 
-async def _fires(fault: Fault, stage: Stage, gate: Tollgate) -> bool:
+async def fires(fault: Fault, stage: Stage, gate: Tollgate) -> bool:
     """Wait until it has met its call; answers False if the run has ended and nothing more is said."""
 
-    async def is_over() -> None:
+    async def is_over() -> bool:
         await stage.has_ended()
         await gate.quiet(QUIET_S)
+        return True
 
-    tasks = [asyncio.create_task(fault.fired.wait()), asyncio.create_task(is_over())]
+    tasks: list[asyncio.Task[bool]] = [asyncio.create_task(_is_set(fault.fired)), asyncio.create_task(is_over())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if fault.call is not None:
@@ -153,6 +156,19 @@ async def _fires(fault: Fault, stage: Stage, gate: Tollgate) -> bool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def leftovers(stage: Stage) -> list[str]:
+    """What stands in the tables when nothing is to be done any more, and should not."""
+    broken = await stage.rows("select * from kedge.check_invariants(true)")
+    problems = [f"invariant: {row}" for row in broken]
+    found = {table: await stage.rows(f"select * from kedge.{table}") for table in EMPTY_AT_REST}
+    problems += [f"left in {table}: {rows}" for table, rows in found.items() if rows]
+    return problems
+
+
+async def _is_set(event: asyncio.Event) -> bool:
+    return await event.wait()
 
 
 class Account:
@@ -193,15 +209,29 @@ class Account:
             left = 0 if step in kept else max(1, self._scene.bodies[step] - begun)
             self._predicted[step] = begun + left
 
-    async def settle(self, stage: Stage, run: UUID) -> list[str]:
-        """What is not as it must be, when all is over."""
+    async def settle(self, stage: Stage, run: UUID, *, zombie: tuple[str, float, int] | None = None) -> list[str]:
+        """
+        What is not as it must be, when all is over.
+
+        A zombie (who, since when it is one, how many at once) may have begun bodies before it noticed: so many, not of
+        a transaction's effects.
+        """
         scene, problems = self._scene, list[str]()
         now = await stage.snapshot()
         self.bodies = now.begun.total()
         self.extra = self.bodies - sum(scene.bodies.values())
 
+        haunted = Counter[str]()
+        if zombie is not None:
+            who, since, most = zombie
+            lines = [
+                one for one in stage.lines() if one["what"] == "body" and (one["who"], one["at"] > since) == (who, True)
+            ]
+            haunted = Counter(str(line["step"]) for line in lines)
+            if haunted.total() > most:
+                problems.append(f"the zombie has begun {dict(haunted)}")
         for step, predicted in self._predicted.items():
-            begun = now.begun[step]
+            begun = now.begun[step] - haunted[step]
             if not (begun == predicted or (step in scene.endless and begun == predicted - 1 and begun > 0)):
                 problems.append(f"the body of {step!r} began {begun} times, not {predicted}")
         if strange := set(now.begun) - set(scene.bodies):
@@ -215,11 +245,6 @@ class Account:
         problems += await self._ends(stage, run, now)
         problems += self._values(stage, now)
         problems += await self._effects(stage, now)
-        broken = await stage.rows("select * from kedge.check_invariants(true)")
-        problems += [f"invariant: {row}" for row in broken]
-        for table in ("runs", "waits", "inbox", "inbox_failed", "workers", "idle", "run_watchers", "singletons"):
-            if left := await stage.rows(f"select * from kedge.{table}"):
-                problems.append(f"left in {table}: {left}")
         return problems
 
     async def _ends(self, stage: Stage, run: UUID, now: Snapshot) -> list[str]:
@@ -240,7 +265,10 @@ class Account:
         return problems
 
     def _values(self, stage: Stage, now: Snapshot) -> list[str]:
-        """What a body was given is what was kept: it stood there before the body began."""
+        """
+        What a body was given is what was kept: it stood there before the body began. Of a transaction's bodies that
+        is so for the one that was committed: its commit is what waits.
+        """
         problems: list[str] = []
         kept = now.kept(kinds="stp")
         runs: dict[str, set[str]] = {}
@@ -248,9 +276,17 @@ class Account:
             if line["what"] != "body":
                 continue
             runs.setdefault(line["step"], set()).add(line["run"])
+            if line["step"] in self._scene.effects and kept.get(line["step"]) != line["value"]:
+                continue
             for step, value in line["given"].items():
                 if step in self._scene.bodies and kept.get(step) != value:
                     problems.append(f"{line['step']!r} was given {value} of {step!r}; kept is {kept.get(step)}")
+        answers = {line["value"] for line in stage.lines() if line["what"] == "body"}
+        problems += [
+            f"nobody has answered {value} of {step!r}"
+            for step, value in kept.items()
+            if value not in answers and step in self._scene.bodies
+        ]
         problems += [f"{step!r} was executed by {len(ids)} runs" for step, ids in runs.items() if len(ids) > 1]
         keys = [(place[0], step_of(row[2]), row[2]) for place, row in now.rows.items() if row[1] in "stped"]
         problems += [f"{key} is kept more than once" for key in set(keys) if keys.count(key) > 1]
@@ -270,9 +306,9 @@ def _decoded(value: bytes | None) -> object:
     return None if value is None else msgspec.json.decode(value[1:])
 
 
-async def _clean_up(stage: Stage, children: Sequence[Child]) -> None:
+async def clean_up(stage: Stage, children: Sequence[Child]) -> None:
     """The next case must not suffer from this one."""
     for child in children:
         await child.ended()
-    for table in ("runs", "waits", "inbox", "inbox_failed", "workers", "idle", "run_watchers", "singletons", "events"):
+    for table in (*EMPTY_AT_REST, "events"):
         await stage.rows(f"delete from kedge.{table}")

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -75,7 +75,7 @@ class Nursery:
     async def __aenter__(self) -> Self:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs, cwd=os.getcwd())
+            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs.fileno(), cwd=os.getcwd())
         self._reader, self._writer = await asyncio.open_connection(sock=ours)
         self._listener = asyncio.create_task(self._listen(self._reader))
         return self
@@ -87,7 +87,7 @@ class Nursery:
         assert self._writer is not None
         assert self._listener is not None
         for child in self._children.values():
-            child.kill()
+            child.kill()  # also one that stands still
         self._writer.close()  # its parent sees the end, and goes; so do children that are left
         self._listener.cancel()
         await asyncio.to_thread(self._process.wait)
@@ -134,7 +134,7 @@ def main() -> None:
     for end in (waker, woken):
         end.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGCHLD, _wake_up)
     selector = selectors.DefaultSelector()
     selector.register(orders, selectors.EVENT_READ)
     selector.register(woken, selectors.EVENT_READ)
@@ -157,6 +157,10 @@ def main() -> None:
                     _live(json.loads(line))
                 orders.sendall(json.dumps(["born", pid, 0]).encode() + b"\n")
         _bury(orders)
+
+
+def _wake_up(number: int, frame: FrameType | None) -> None:
+    """A handler must be there, that the waker is written to."""
 
 
 def _bury(orders: socket.socket) -> None:

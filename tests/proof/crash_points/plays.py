@@ -52,8 +52,9 @@ def journal() -> Journal:
 
 def begin(run: str, step: str, told: Told) -> str:
     """Say that a body begins; answers its value."""
-    journal().write("body", run=run, step=step, given=told)
-    return f"{step}.{random.getrandbits(60):x}"
+    value = f"{step}.{random.getrandbits(60):x}"
+    journal().write("body", run=run, step=step, given=told, value=value)
+    return value
 
 
 async def body(run: str, step: str, told: Told) -> str:
@@ -89,7 +90,8 @@ async def look(run: str, step: str, told: Told) -> str | NotYet:
 async def hang(run: str, step: str, told: Told) -> str:
     """Wait for ever."""
     begin(run, step, told)
-    return await asyncio.get_running_loop().create_future()
+    await asyncio.Event().wait()
+    return "never"
 
 
 async def effect(conn: psycopg.AsyncConnection[Any], run: str, step: str, told: Told) -> str:
@@ -244,7 +246,7 @@ async def do_again(ctx: Context) -> Told:
 async def do_poll(ctx: Context) -> Told:
     """A poll that has its answer at the second look."""
     way = Way(ctx)
-    way.told["poll"] = await ctx.poll("poll", look, way.run, "poll", {}, every="150 ms")
+    way.told["poll"] = await ctx.poll("poll", look, way.run, "poll", dict(way.told), every="150 ms")
     await way.step("after")
     return way.told
 

@@ -6,12 +6,12 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from kedge_worker.testing._databases import Databases
 from tests.proof.crash_points.cases import Case, Outcome, perform
 from tests.proof.crash_points.nursery import Nursery
-from tests.proof.crash_points.scenes import Scene
+from tests.proof.crash_points.scenes import SCENES, Scene
 from tests.proof.crash_points.stage import Stage, stage
 from tests.proof.crash_points.tollgate import Call, Fate, Point
 from tests.proof.kit.lanes import setting
@@ -55,11 +55,11 @@ async def play_all(
 
 async def perform_until_met(case: Case, on: Stage, nursery: Nursery, folder: Path) -> Outcome:
     """Perform it again if its call did not come: what runs beside each other has no fixed order."""
-    for number in range(_TRIES):
+    for number in range(_TRIES - 1):
         outcome = await perform(case, on, nursery, folder.with_name(f"{folder.name}-{number}"))
         if outcome.problems or len(outcome.met) == len(case.fates):
             return outcome
-    return outcome
+    return await perform(case, on, nursery, folder)
 
 
 def cases_of(scene: Scene, calls: Sequence[Call], fates: Iterable[Fate]) -> Iterator[Case]:
@@ -71,14 +71,36 @@ def cases_of(scene: Scene, calls: Sequence[Call], fates: Iterable[Fate]) -> Iter
             if fate is not Fate.DIES_AMIDST:
                 yield Case(scene, ((fate, Point(call.role, call.number)),))
                 continue
-            for statements in _places(call):
+            for statements in amidst(call):
                 yield Case(scene, ((fate, Point(call.role, call.number, amidst=statements)),))
 
 
-def _places(call: Call) -> list[int]:
+def amidst(call: Call) -> list[int]:
     """Where a call of several statements breaks in two: before its first COMMIT, and behind each but the last."""
     names = call.label.split(" ")
     commits = [place for place, name in enumerate(names, 1) if name == "commit"]
     if not commits or len(names) != call.statements:
         return []
     return [one for one in (commits[0] - 1, *commits) if 0 < one < call.statements]
+
+
+class Told(Protocol):
+    """What came of a case of any kind; as text it tells all."""
+
+    problems: list[str]
+
+
+async def undisturbed(names: Sequence[str], databases: Databases, folder: Path) -> list[Outcome]:
+    """Play scenes without any fault: the calls that there are, and that all is well then."""
+    folder.mkdir(exist_ok=True)
+    outcomes = await play_all([Case(SCENES[name]) for name in names], perform, databases, folder)
+    assert_well(outcomes)
+    assert all(outcome.extra == 0 for outcome in outcomes)
+    return outcomes
+
+
+def assert_well(outcomes: Sequence[Told]) -> None:
+    """No case has left a problem."""
+    bad = [outcome for outcome in outcomes if outcome.problems]
+    told = "\n\n".join(map(str, bad[:5]))
+    assert not bad, f"{len(bad)} of {len(outcomes)} cases are not well:\n{told}"

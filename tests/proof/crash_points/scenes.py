@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 from uuid import UUID
 
 import tests.proof.crash_points.plays as plays
 from kedge.refs import WorkflowRef
-
-if TYPE_CHECKING:
-    from tests.proof.crash_points.stage import Stage
-
-Drive: TypeAlias = Callable[["Stage", UUID], Awaitable[None]]
+from kedge_client import AsyncClient
 
 
-async def _nothing(stage: Stage, run: UUID) -> None:
+class World(Protocol):
+    """What clients see of a case."""
+
+    client: AsyncClient
+
+    async def waits_for(self, run: UUID, name: str) -> None:
+        """Return when the run waits for this."""
+        ...
+
+    async def is_in(self, run: UUID, state: str) -> None:
+        """Return when the run is in this state."""
+        ...
+
+    async def has_begun(self, step: str) -> None:
+        """Return when the body of a step has begun."""
+        ...
+
+
+Drive: TypeAlias = Callable[[World, UUID], Coroutine[Any, Any, None]]
+
+
+async def _nothing(stage: World, run: UUID) -> None:
     pass
 
 
@@ -37,7 +54,7 @@ class Scene:
     """Steps that end only by being cancelled: their body may begin once more, or not."""
     mail_ahead: tuple[str, ...] = ()
     """Events that are sent in the transaction of the start."""
-    told: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict[str, str])
     """What else the handler answers that it was told: events."""
 
     @property
@@ -50,26 +67,26 @@ def once(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 1)
 
 
-async def send_both(stage: Stage, run: UUID) -> None:
+async def send_both(stage: World, run: UUID) -> None:
     """Send what is waited for, when it is waited for."""
     for name in ("event", "other"):
         await stage.waits_for(run, name)
         await stage.client.send(plays.go(name, key=name), run=run)
 
 
-async def cancel_waiting(stage: Stage, run: UUID) -> None:
+async def cancel_waiting(stage: World, run: UUID) -> None:
     """Cancel it while it waits."""
     await stage.waits_for(run, "event")
     await stage.client.cancel(run)
 
 
-async def cancel_working(stage: Stage, run: UUID) -> None:
+async def cancel_working(stage: World, run: UUID) -> None:
     """Cancel it while a body is executed."""
     await stage.has_begun("hang")
     await stage.client.cancel(run)
 
 
-async def pause_and_resume(stage: Stage, run: UUID) -> None:
+async def pause_and_resume(stage: World, run: UUID) -> None:
     """Pause it while it waits, resume it, and send what it waits for."""
     await stage.waits_for(run, "event")
     await stage.client.pause(run)
@@ -78,7 +95,7 @@ async def pause_and_resume(stage: Stage, run: UUID) -> None:
     await send_both(stage, run)
 
 
-async def fast_forward(stage: Stage, run: UUID) -> None:
+async def fast_forward(stage: World, run: UUID) -> None:
     """Answer in the place of those who would send."""
     for name in ("event", "other"):
         await stage.waits_for(run, name)

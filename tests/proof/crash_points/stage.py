@@ -55,7 +55,7 @@ class Stage:
     client: AsyncClient
     folder: Path
     began: Any = None
-    played: list[UUID] = field(default_factory=list)
+    played: list[UUID] = field(default_factory=list[UUID])
 
     async def clear(self, folder: Path) -> None:
         """A new case begins, with a folder of its own."""
@@ -110,6 +110,10 @@ class Stage:
     async def is_buried(self, worker: Child) -> None:
         """The runs of a dead worker have been taken back, and its row has gone."""
         await self._until("select not exists (select 1 from kedge.workers where name like %s)", f"%:{worker.pid}")
+
+    async def is_alone(self) -> None:
+        """There is one worker's life and no other."""
+        await self._until("select count(*) = 1 from kedge.workers")
 
     async def waits_for(self, run: UUID, name: str) -> None:
         """The run waits for this."""

@@ -199,6 +199,12 @@ class Tollgate:
                     return
                 await asyncio.sleep(max(left, 0.005))
 
+    async def answered(self) -> None:
+        """Return when all calls have their answers but those that meet a fault: a process that stands still."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while any(link.pending and not link.meets for link in self._links):
+                await asyncio.sleep(0.005)
+
     # ---- what links use
 
     async def open(self, link: Link) -> None:
@@ -274,6 +280,8 @@ class Link(asyncio.Protocol):
         """Messages of the call that is not complete yet."""
         self._held = False
         """What the client sends waits."""
+        self.meets = False
+        """A call meets its fault."""
         self._has_begun = False
         self._sql: dict[bytes, str] = {}
         self.role = "?"
@@ -300,7 +308,7 @@ class Link(asyncio.Protocol):
         self._from_client += data
         self._pump()
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._client = None
         if not self._outlives:
             self.close()
@@ -360,7 +368,7 @@ class Link(asyncio.Protocol):
         if fault is None:
             self._server.write(b"".join(call))
             return
-        self._held = True
+        self._held = self.meets = True
         self._gate.spawn(self._meet(fault, call))
 
     def _label(self, call: list[bytes]) -> str:
@@ -521,7 +529,7 @@ class ServerSide(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._link.server_said(data)
 
-    def connection_lost(self, _: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._link.server_lost()
 
 

@@ -1,0 +1,157 @@
+"""
+One case: a worker stands still at one of its calls until another one has taken over and gone on; then it goes on, too.
+
+It believes in its lease: that is ended by hand, so by its own clock it may still write when it wakes up. Nothing that
+it sends then may be accepted, what was held on its way neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import tests.proof.crash_points.plays as plays
+from tests.proof.crash_points.cases import QUIET_S, SETTINGS, Account, Case, Outcome, clean_up, fires, leftovers
+from tests.proof.crash_points.nursery import Child, Nursery
+from tests.proof.crash_points.stage import Snapshot, Stage
+from tests.proof.crash_points.tollgate import Fate, Fault, Tollgate
+
+_PATIENCE_S: Final = 60.0
+_BRANCHES: Final = 3
+"""So many bodies may begin at once in a scene."""
+
+
+@dataclass(slots=True)
+class Haunting(Outcome):
+    """What came of it; of a case that met its call."""
+
+    stale: int = 0
+    """Rows of the zombie's epochs that were not there when it was taken for dead."""
+    noticed_s: float = 0.0
+    """From its awakening to its new life."""
+
+
+async def haunt(case: Case, stage: Stage, nursery: Nursery, folder: Path) -> Haunting:
+    """Play a case to its end and look at what is left."""
+    outcome = Haunting(case)
+    children: list[Child] = []
+    folder.mkdir()
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await stage.clear(folder)
+            await _haunt(outcome, stage, nursery, children)
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is told with the case
+        outcome.problems.append(f"{type(error).__name__}: {error}")
+    finally:
+        for child in children:
+            child.kill()
+    if outcome.problems:
+        outcome.log = "\n".join(f"--- {child.pid}\n{child.log()[-4000:]}" for child in children)
+        with contextlib.suppress(Exception):
+            await clean_up(stage, children)
+    return outcome
+
+
+async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: list[Child]) -> None:
+    ((fate, point),) = outcome.case.fates
+    scene = outcome.case.scene
+    account = Account(scene)
+    zombie: Child
+
+    async def died() -> int:
+        return await zombie.ended()
+
+    async with Tollgate(stage.url, end_session=stage.end_session, died=died) as gate:
+        zombie = await nursery.worker(gate.url, stage.folder, name="zombie", **SETTINGS)
+        children.append(zombie)
+        gate.pid = zombie.pid
+        await stage.is_idle(zombie)
+        await gate.quiet(QUIET_S)
+        fault = Fault(fate, point)
+        gate.count(fault)
+        run = await stage.start(scene)
+        drive = asyncio.create_task(scene.drive(stage, run))
+        try:
+            if not await fires(fault, stage, gate):
+                zombie.signal(signal.SIGTERM)
+                await zombie.ended()
+                return
+            assert fault.call is not None
+            outcome.met.append(fault.call)
+            before, epochs = await _last_words(stage, gate)
+            account.notes(before)
+            await stage.lapse(zombie)
+            heir = await nursery.worker(stage.url, stage.folder, name="heir", **SETTINGS)
+            children.append(heir)
+            await stage.is_buried(zombie)
+            await _goes_on(stage, before)
+
+            woken_at = time.monotonic()
+            delivered = asyncio.create_task(fault.release())
+            if fate is Fate.STOPS_BEFORE:
+                await delivered  # what was on its way is executed, though the zombie stands still
+            gate.is_shut = True
+            zombie.signal(signal.SIGCONT)
+            await delivered
+            await stage.has_ended()
+            async with asyncio.timeout(10):
+                await drive
+            await stage.is_idle(zombie)
+            outcome.noticed_s = time.monotonic() - woken_at
+        finally:
+            drive.cancel()
+        outcome.problems += await _stale(outcome, stage, before, epochs)
+        outcome.problems += await account.settle(stage, run, zombie=(f"process-{zombie.pid}", woken_at, _BRANCHES))
+        outcome.bodies, outcome.extra = account.bodies, account.extra
+        heir.signal(signal.SIGTERM)
+        if (code := await heir.ended()) != 0:
+            outcome.problems.append(f"the heir ended with {code}")
+        outcome.problems += await _lives_again(stage, zombie)
+        zombie.signal(signal.SIGTERM)
+        if (code := await zombie.ended()) != 0:
+            outcome.problems.append(f"the zombie ended with {code}")
+        outcome.problems += [repr(error) for error in gate.errors]
+    outcome.problems += await leftovers(stage)
+
+
+async def _last_words(stage: Stage, gate: Tollgate) -> tuple[Snapshot, dict[UUID, int]]:
+    """What it had kept when it stood still, and the epochs of the runs; what is on its way elsewhere arrives first."""
+    await gate.answered()
+    epochs = {run: int(epoch) for run, epoch in await stage.rows("select id, epoch from kedge.all_runs")}
+    return await stage.snapshot(), epochs
+
+
+async def _goes_on(stage: Stage, before: Snapshot) -> None:
+    """Return when somebody else has kept a step, or there is nothing left to do."""
+    while True:
+        now = await stage.snapshot()
+        if len(now.rows) > len(before.rows) or not await stage.rows("select 1 from kedge.runs limit 1"):
+            return
+        await asyncio.sleep(0.01)
+
+
+async def _stale(outcome: Haunting, stage: Stage, before: Snapshot, epochs: dict[UUID, int]) -> list[str]:
+    """Rows that the zombie has written after it was taken for dead."""
+    now = await stage.snapshot()
+    stale = [
+        (place, row)
+        for place, row in now.rows.items()
+        if place not in before.rows and row[0] <= epochs.get(place[0], -1)
+    ]
+    outcome.stale = len(stale)
+    return [f"stale write: {one}" for one in stale]
+
+
+async def _lives_again(stage: Stage, zombie: Child) -> list[str]:
+    """The zombie, in its new life, is the only worker there is: it executes a run."""
+    run = await stage.client.start(plays.steps())
+    async with asyncio.timeout(15):
+        await stage.has_ended()
+    who = {line["who"] for line in stage.lines() if line["what"] == "body" and line["run"] == str(run.id)}
+    return [] if who == {f"process-{zombie.pid}"} else [f"the run after it was executed by {who}"]
