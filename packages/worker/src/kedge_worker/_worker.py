@@ -29,7 +29,8 @@ from kedge_worker._solo_child import Parent, work_alone
 
 _log: Final = logging.getLogger("kedge.worker")
 
-_LONGEST_PAUSE_S: Final = 5.0
+# A database that is back has work again within three seconds.
+_LONGEST_PAUSE_S: Final = 2.0
 
 
 class Worker:
@@ -53,9 +54,9 @@ class Worker:
         transaction_connections: Transactional steps at once.
         step_retry: The policy of steps for which neither their call nor `@step` says one; one attempt if nothing is
             said here either.
-
         codec: Encrypts payloads, such as `kedge.encryption.AesGcmCodec`; clients need it too. None: they are kept as
             they are, and a run with encrypted ones is put off.
+
     Every option but the workflows, `step_retry` and `codec` may also come from the environment: `KEDGE_QUEUES`,
     `KEDGE_CONCURRENCY`, ...
 
@@ -78,8 +79,8 @@ class Worker:
         listen: bool | None = None,
         transaction_connections: int | None = None,
         step_retry: Retry | None = None,
-    ) -> None:
         codec: PayloadCodec | None = None,
+    ) -> None:
         self._registry = Registry(workflows, step_retry=check_retry(step_retry) or Retry.NEVER)
         if not self._registry.names:
             raise DefinitionError("workflows= is empty: a worker executes only what is registered with it")
@@ -95,8 +96,8 @@ class Worker:
             listen=listen,
             transaction_connections=transaction_connections,
         )
-        self.target: Target | None = None
         self._codec = codec
+        self.target: Target | None = None
         """Where `kedge-worker run` has found this worker: children, which run poisonous runs, find it there too."""
         self._stop: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
