@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-FORBIDDEN = ("kedge_worker", "anyio", "psycopg_pool", "sqlalchemy", "django", "asyncpg", "pydantic")
+FORBIDDEN = ("kedge_worker", "anyio", "psycopg_pool", "sqlalchemy", "django", "asyncpg", "pydantic", "cryptography")
 
 
 def modules_after(*imports: str) -> set[str]:
