@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import time
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -14,6 +16,11 @@ from kedge.errors import PrivilegesError, SchemaError
 from kedge.schema.privileges import privileges_sql, role_name, roles_sql
 
 MINIMUM_SERVER: Final = 140000
+
+# Below deadlock_timeout as it usually is: whoever works with the tables must not be the one that gives way.
+_LOCK_MS: Final = 500
+_PAUSE_S: Final = (0.5, 1.0)
+_PATIENCE_S: Final = 60.0
 
 _SCHEMA: Final = """
 create schema if not exists {schema};
@@ -41,6 +48,8 @@ def migrate(conninfo: str, *, schema: str = "kedge") -> list[str]:
 
     Safe to run from any number of processes at once: one works, the others wait for it and find nothing to do. Where
     roles are installed the owner does it, so that all that is made belongs to it, and the others may do what they need.
+    Tables that are in use are locked all at once or not at all, within half a second: nobody waits long for a migration
+    that waits for somebody. It is tried again for a minute.
 
     Returns:
         What was applied, in order, for people.
@@ -49,22 +58,55 @@ def migrate(conninfo: str, *, schema: str = "kedge") -> list[str]:
         SchemaError: The database is newer than this release, was changed by hand, is not UTF-8, or is older than
             PostgreSQL 14.
         PrivilegesError: The roles are installed, and the login is not of the owner's.
+        psycopg.errors.QueryCanceled: Some transaction uses the tables all the time.
     """
     kedge_schema.check_schema_name(schema)
+    give_up_at = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return _migrate(conninfo, schema)
+        except (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
+            if time.monotonic() > give_up_at:
+                raise
+        time.sleep(random.uniform(*_PAUSE_S))  # noqa: S311  # jitter
+
+
+def _migrate(conninfo: str, schema: str) -> list[str]:
     with psycopg.connect(conninfo, autocommit=True) as conn, _transaction(conn):
         _check_server(conn)
         # What somebody has put in the way of ours, in a schema of the path, is not met.
         conn.execute("set local search_path = pg_catalog, pg_temp")
         _become_owner(conn, schema)
-        # No lock_timeout while queueing for the turn; two seconds for the tables, so that a migration that has to
-        # wait for a long query does not make everybody queue behind it.
+        # No lock_timeout while queueing for the turn.
         conn.execute("set local lock_timeout = 0")
         conn.execute("select pg_advisory_xact_lock(hashtext('kedge-migrate'), hashtext(%s))", (schema,))
-        conn.execute("set local lock_timeout = '2s'")
         plan = _plan(conn, schema)
+        if len(plan) > 1:  # not only functions
+            _lock_tables(conn, schema)
         for _, text in plan:
             conn.execute(text)  # pyright: ignore[reportArgumentType, reportCallIssue]  # our own files, not a literal
         return [title for title, _ in plan]
+
+
+def _lock_tables(conn: psycopg.Connection[tuple[object, ...]], schema: str) -> None:
+    """
+    Lock what there is, where there is something to migrate.
+
+    One table after the other, as the statements come to them, would stop all traffic on the first while a long query on
+    the last is waited for.
+    """
+    rows = conn.execute(
+        "select c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relkind = 'r' order by 1",
+        (schema,),
+    ).fetchall()
+    if not rows:
+        return
+    conn.execute(f"set local statement_timeout = '{_LOCK_MS}ms'".encode())
+    tables = sql.SQL(", ").join(sql.Identifier(schema, str(name)) for (name,) in rows)
+    conn.execute(sql.SQL("lock table {} in access exclusive mode").format(tables))
+    conn.execute("set local statement_timeout to default")
+    conn.execute(f"set local lock_timeout = '{_LOCK_MS}ms'".encode())
 
 
 def pending(conninfo: str, *, schema: str = "kedge") -> list[tuple[str, str]]:
