@@ -130,7 +130,7 @@ def test_what_this_release_has_written_is_read_for_ever() -> None:
     assert written[17:20] == key_header("k1")
 
 
-GOLDEN = "7eabde36291201def63e6b18806e562193007024534f4ab524118d7b529c0d4bedaf6c82e70243864573502a4f5462efee18e1a7"
+GOLDEN = "91f1f00c599454c55a2e1813f99ea0a562e1163e256a5526336ed15276217d58982867fc0b6c38f5eeb41f9e5a2fa60710ec32fa"
 
 
 # ---- keys

@@ -7,7 +7,7 @@ What encrypts payloads, as a client and a worker know it: a `PayloadCodec`, give
 from __future__ import annotations
 
 import re
-from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias, get_args
 from uuid import UUID
 
 from kedge.errors import DamagedPayloadError, KeyMissingError, NotDecodableError
@@ -22,7 +22,7 @@ HOME_END: Final = 17
 """In a sealed payload: behind its codec byte and the run that it is bound to."""
 
 _NOWHERE: Final = UUID(int=0)
-_VERSION: Final = b"kedge payload 1"
+_PLACES: Final[dict[Place, bytes]] = {place: f"kedge payload 1 {place}\0".encode() for place in get_args(Place)}
 
 
 class PayloadContext(NamedTuple):
@@ -40,9 +40,9 @@ class PayloadContext(NamedTuple):
 
     def associated_data(self) -> bytes:
         """Return all of it as bytes; no two contexts have the same."""
-        place, name = self.place.encode(), self.name.encode("utf-8", "surrogatepass")
-        parts = (_VERSION, self.run_id.bytes, self.letter.bytes, self.number.to_bytes(8, "big"), place, name)
-        return b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+        # All but the name have a fixed length, or end in a NUL.
+        number, name = self.number.to_bytes(8, "big"), self.name.encode("utf-8", "surrogatepass")
+        return b"".join((_PLACES[self.place], self.run_id.bytes, self.letter.bytes, number, name))
 
     def __str__(self) -> str:
         what = _WORDS[self.place]
