@@ -12,7 +12,8 @@ import pytest
 from tests.proof.kit.lanes import LANE_VARIABLE, TURN_VARIABLE, Lane, lane, turn
 
 FOLDER: Final = "tests/proof"
-_COMMANDS: Final = {"full": "make proof", "chaos": "make chaos", "soak": "make soak"}
+FIGURES: Final = Path(".proof")
+COMMANDS: Final = {"full": "make proof", "chaos": "make chaos", "soak": "make soak"}
 
 figures: Final[list[dict[str, object]]] = []
 
@@ -78,13 +79,12 @@ def summarise(reporter: pytest.TerminalReporter) -> None:
     if now != "full":
         reporter.write_line(
             f"proof: the {now} lane, turn {turn()} ({LANE_VARIABLE}, {TURN_VARIABLE});"
-            f" the rest is run by {', '.join(command for name, command in _COMMANDS.items() if name != now)}"
+            f" the rest is run by {', '.join(command for name, command in COMMANDS.items() if name != now)}"
         )
     if not figures:
         return
     for one in figures:
         goal = "" if one["goal"] is None else f"   goal {one['goal']:g}{'' if one['reached'] else '   NOT REACHED'}"
         reporter.write_line(f"  {one['name']:<58} {one['value']:>12,} {one['unit']:<6}{goal}   {one['test']}")
-    folder = Path(".proof")
-    folder.mkdir(exist_ok=True)
-    (folder / f"{now}.json").write_text(json.dumps(figures, indent=1), "utf-8")
+    FIGURES.mkdir(exist_ok=True)
+    (FIGURES / f"{now}.json").write_text(json.dumps(figures, indent=1), "utf-8")
