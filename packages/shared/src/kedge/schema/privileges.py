@@ -149,7 +149,7 @@ WORKER_FUNCTIONS: Final = (
 )
 """The engine's, executed with the worker's own rights."""
 
-OWNER_FUNCTIONS: Final = ("addressee", "id_floor", "post_letter", "versions_of", "was_sorted", "with_origin")
+OWNER_FUNCTIONS: Final = ("addressee", "id_floor", "is_channel", "post_letter", "versions_of", "was_sorted", "with_origin")
 """Called by nobody but functions that have the owner's rights."""
 
 _PRIVILEGES: Final = """

@@ -63,10 +63,11 @@ language sql stable as $$
     select array(select name from w where name = p_workflow or split_part(name, '@', 1) = p_workflow)
 $$;
 
--- The smallest UUIDv7 of a time, for ranges.
+-- The smallest UUIDv7 of a time, for ranges; of a time that no id has, the nearest that one could have.
 create or replace function kedge.id_floor(p_at timestamptz) returns uuid
 language sql immutable parallel safe as $$
-    select (lpad(to_hex(floor(extract(epoch from p_at) * 1000)::bigint), 12, '0') || '00000000000000000000')::uuid
+    select (lpad(to_hex(least(greatest(floor(extract(epoch from p_at) * 1000), 0), 281474976710655)::bigint), 12, '0')
+            || '00000000000000000000')::uuid
 $$;
 
 create or replace function kedge.count_runs_v1(

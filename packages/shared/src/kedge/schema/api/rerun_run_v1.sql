@@ -14,6 +14,9 @@ declare
     v_first int;
     v_next int;
 begin
+    if p_id is null then
+        raise exception using errcode = 'KE005', message = 'a run has an id';
+    end if;
     if abs(extract(epoch from clock_timestamp() - kedge.id_time(p_id))) > 3600 then
         raise exception using errcode = 'KE004',
             message = 'the time in run id ' || p_id || ' is more than an hour off the database''s clock',

@@ -15,9 +15,14 @@ end $$;
 -- Registers a channel for the ends of runs. Own transaction, before the first look: whoever ends a run takes the rows
 -- after its commit, so either the look sees the end or the end sees the row.
 create or replace function kedge.watch_v1(p_ids uuid[], p_channel text) returns void
-language sql security definer set search_path = pg_catalog, pg_temp as $$
-    insert into kedge.watchers (run_id, channel) select i, p_channel from unnest(p_ids) as i on conflict do nothing
-$$;
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+    if not kedge.is_channel(p_channel) then
+        raise exception using errcode = 'KE005', message = 'a channel has a name of 1 to 63 bytes';
+    end if;
+    insert into kedge.watchers (run_id, channel)
+    select i, p_channel from unnest(p_ids) as i where i is not null on conflict do nothing;
+end $$;
 
 create or replace function kedge.unwatch_v1(p_ids uuid[], p_channel text) returns void
 language sql security definer set search_path = pg_catalog, pg_temp as $$

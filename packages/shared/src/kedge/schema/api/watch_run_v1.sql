@@ -23,8 +23,12 @@ end $$;
 create or replace function kedge.observe_v1(p_ids uuid[], p_channel text) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 begin
+    if not kedge.is_channel(p_channel) then
+        raise exception using errcode = 'KE005', message = 'a channel has a name of 1 to 63 bytes';
+    end if;
     insert into kedge.observers (run_id, channel, at)
-    select x.id, p_channel, clock_timestamp() from (select distinct i as id from unnest(p_ids) as i) x order by x.id
+    select x.id, p_channel, clock_timestamp()
+      from (select distinct i as id from unnest(p_ids) as i where i is not null) x order by x.id
     on conflict (run_id, channel) do update set at = excluded.at;
     insert into kedge.inbox (run_id, id, sent_at, kind)
     select r.id, gen_random_uuid(), kedge.instant(), 'o'

@@ -43,6 +43,9 @@ language plpgsql set enable_seqscan = off as $$
 declare
     v_run record;
 begin
+    if p_letter is null then
+        raise exception using errcode = 'KE005', message = 'a letter has an id';
+    end if;
     select * into v_run from kedge.addressee(p_run, p_resource);
     if not found then
         return;

@@ -19,6 +19,10 @@ begin
     end loop;
 end $$;
 
+-- What NOTIFY takes. Another name would make the notification of everybody else fail who is told in the same call.
+create or replace function kedge.is_channel(p_channel text) returns boolean
+language sql immutable parallel safe as $$ select coalesce(octet_length(p_channel) between 1 and 63, false) $$;
+
 create or replace function kedge.worker_channel(p_worker uuid) returns text
 language sql immutable parallel safe as $$ select 'kedge_w_' || replace(p_worker::text, '-', '') $$;
 
