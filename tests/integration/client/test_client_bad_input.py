@@ -418,3 +418,13 @@ async def test_an_id_is_read_whatever_the_case_of_its_letters(twin: Twin, client
         assert (await twin.do(client.get, text)).id == run.id
     with pytest.raises(RunNotFoundError):
         await twin.do(client.get, MISSING)
+
+
+@pytest.mark.parametrize("since", [datetime(1, 1, 1, tzinfo=UTC), datetime(1969, 12, 31, 23, 59, tzinfo=UTC)])
+async def test_a_list_since_before_all_times_holds_all_runs(client: AnyClient, twin: Twin, since: datetime) -> None:
+    run = await twin.do(client.start, WorkflowRef("old", int)(1))
+
+    assert [view.id for view in (await twin.do(client.list_runs, since=since)).items] == [run.id]
+    assert await twin.do(client.count_runs, since=since) == 1
+    assert (await twin.do(client.list_runs, until=since)).items == []
+    assert await twin.do(client.count_runs, until=since) == 0

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from uuid import UUID
 
 import msgspec
@@ -359,9 +359,9 @@ def sized(size: int) -> str:
 
 def is_same(one: Any, other: Any) -> bool:
     """Equal and of equal types, all the way down; one NaN is like another."""
-    kind = type(one)
-    if kind is not type(other):
+    if type(one) is not type(other):
         return False
+    kind = cast("type[object]", type(one))
     if issubclass(kind, dict):
         return list(one) == list(other) and all(is_same(one[key], other[key]) for key in one)
     if issubclass(kind, list):

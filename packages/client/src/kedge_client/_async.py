@@ -21,7 +21,7 @@ from kedge_client._async_core import AsyncCore
 from kedge_client._async_seeing import AsyncSeeing
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import AsyncRunHandle
-from kedge_client._requests import new_start, started
+from kedge_client._requests import new_start, new_starts, started
 from kedge_client._reruns import Rerun
 from kedge_client._run_refs import RunRef
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
@@ -180,7 +180,7 @@ class AsyncClient(AsyncControl, AsyncSeeing):
         Raises:
             KedgeError: As `start`.
         """
-        starts = [new_start(request, self._resource, self._core.settings.codec) for request in requests]
+        starts = new_starts(requests, self._resource, self._core.settings.codec)
         if not starts:
             return []
         many = ManyStarts(starts, wake=self._core.settings.wake)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, cast, get_args
 from uuid import UUID
@@ -15,8 +15,10 @@ import msgspec
 from kedge.codecs import PayloadCodec
 from kedge.errors import InvalidOptionError
 from kedge.names import check_key, check_name
+from kedge.options import has_zone
 from kedge.refs import WorkflowRef
 from kedge.run_state import RunStatus
+from kedge.shown import shown
 from kedge_client._opening import seen
 from kedge_client._round_trip import Row
 from kedge_client._views import Page, RunView
@@ -101,7 +103,7 @@ def place(found: Filters, *, limit: int, cursor: str | None) -> Place:
         InvalidOptionError: A limit outside 1 to 200, or a cursor that is none or belongs to other filters.
     """
     if type(limit) is not int or not 1 <= limit <= MAX_LIMIT:
-        raise InvalidOptionError(f"limit={ascii(limit)[:40]} must be 1 to {MAX_LIMIT}; iter_runs() walks all pages")
+        raise InvalidOptionError(f"limit={shown(limit)} must be 1 to {MAX_LIMIT}; iter_runs() walks all pages")
     if cursor is None:
         return Place(limit)
     data = _cursor_bytes(cursor)
@@ -151,16 +153,19 @@ def _cursor_bytes(cursor: str) -> bytes:
 def _statuses(status: RunStatus | Sequence[RunStatus] | None) -> tuple[str, ...] | None:
     if status is None:
         return None
-    given: Sequence[Any] = (status,) if isinstance(status, str) else tuple(status)
-    for one in given:
+    found: set[str] = set()
+    if not isinstance(cast("object", status), Iterable):
+        raise InvalidOptionError(f"status={shown(status)}: give one of {', '.join(_STATUSES)}, or a list of them")
+    for one in (status,) if isinstance(status, str) else status:
         if one not in _STATUSES:
-            raise InvalidOptionError(f"status {ascii(one)[:40]} does not exist; there are {', '.join(_STATUSES)}")
-    return tuple(sorted(set(given)))
+            raise InvalidOptionError(f"status {shown(one)} does not exist; there are {', '.join(_STATUSES)}")
+        found.add(one)
+    return tuple(sorted(found))
 
 
 def _moment(option: str, at: object) -> datetime | None:
     if at is None:
         return None
-    if not isinstance(at, datetime) or at.tzinfo is None:
-        raise InvalidOptionError(f"{option}={ascii(at)[:60]} must be a datetime with a time zone")
+    if not isinstance(at, datetime) or not has_zone(at):
+        raise InvalidOptionError(f"{option}={shown(at)} must be a datetime with a time zone")
     return at

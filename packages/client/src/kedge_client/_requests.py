@@ -55,6 +55,18 @@ def new_start(request: AnyRequest, resource: str | None, codec: PayloadCodec | N
     return Start(request if codec is None else seal_request(codec, request, run_id), run_id)
 
 
+def new_starts(requests: Iterable[AnyRequest], resource: str | None, codec: PayloadCodec | None = None) -> list[Start]:
+    """
+    Do the same for each of many requests.
+
+    Raises:
+        InvalidOptionError: As `new_start`; or it is nothing that holds requests.
+    """
+    if not isinstance(requests, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  # as above
+        raise InvalidOptionError(f"start_many takes a list of requests, not a {type(requests).__name__}")
+    return [new_start(request, resource, codec) for request in requests]
+
+
 def start_values(start: Start, *, strict: bool = False) -> tuple[Any, ...]:
     """Return the values of start_run_v1, in the order of its parameters."""
     terms = start_terms(start.request)

@@ -15,6 +15,7 @@ from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_positive_duration
 from kedge.errors import InvalidOptionError
 from kedge.schema import check_schema_name
+from kedge.shown import shown
 
 DSN_VARIABLES: Final = ("KEDGE_DATABASE_URL", "DATABASE_URL")
 SCHEMA_VARIABLE: Final = "KEDGE_SCHEMA"
@@ -61,7 +62,7 @@ def check_max_connections(max_connections: int) -> int:
         InvalidOptionError: Not 1 to 100.
     """
     if type(max_connections) is not int or not 1 <= max_connections <= MAX_CONNECTIONS:
-        raise InvalidOptionError(f"max_connections must be 1 to {MAX_CONNECTIONS}, not {ascii(max_connections)[:40]}")
+        raise InvalidOptionError(f"max_connections must be 1 to {MAX_CONNECTIONS}, not {shown(max_connections)}")
     return max_connections
 
 

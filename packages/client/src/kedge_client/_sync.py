@@ -17,7 +17,7 @@ from kedge.names import check_key
 from kedge.refs import RunRequest, WorkflowRef
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import RunHandle
-from kedge_client._requests import new_start, started
+from kedge_client._requests import new_start, new_starts, started
 from kedge_client._reruns import Rerun
 from kedge_client._run_refs import RunRef
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
@@ -180,7 +180,7 @@ class Client(SyncControl, SyncSeeing):
         Raises:
             KedgeError: As `start`.
         """
-        starts = [new_start(request, self._resource, self._core.settings.codec) for request in requests]
+        starts = new_starts(requests, self._resource, self._core.settings.codec)
         if not starts:
             return []
         many = ManyStarts(starts, wake=self._core.settings.wake)

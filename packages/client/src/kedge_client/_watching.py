@@ -16,6 +16,7 @@ from kedge.errors import InvalidOptionError, RunNotFoundError
 from kedge.progress import Progress
 from kedge.run_state import TERMINAL, RunStatus
 from kedge.sealing import is_sealed
+from kedge.shown import shown
 from kedge_client._calls import Call, Rows
 from kedge_client._opening import opened_line, opened_steps
 from kedge_client._plain import plain_mapping
@@ -88,7 +89,7 @@ class Place(NamedTuple):
             InvalidOptionError: It is none.
         """
         if type(seq) is not int or not 0 <= seq < 1 << (_ROW_BITS + _NOTE_BITS + _LINE_BITS):
-            raise InvalidOptionError(f"after={ascii(seq)[:40]} must be the seq of an event of this run, or 0")
+            raise InvalidOptionError(f"after={shown(seq)} must be the seq of an event of this run, or 0")
         rest, lines = divmod(seq, 1 << _LINE_BITS)
         return cls(*divmod(rest, 1 << _NOTE_BITS), lines)
 

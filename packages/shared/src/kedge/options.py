@@ -201,12 +201,20 @@ def _timeout(value: object) -> timedelta | None:
 def _start_at(value: object) -> datetime:
     if not isinstance(value, datetime):
         raise InvalidOptionError(f"start_at={shown(value)}: give a datetime with a time zone")
-    if value.utcoffset() is None:
-        raise InvalidOptionError(f"start_at={value.isoformat()} has no time zone: give datetime(..., tzinfo=UTC)")
+    if not has_zone(value):
+        raise InvalidOptionError(f"start_at={shown(value)} has no time zone: give datetime(..., tzinfo=UTC)")
     try:
         return value.astimezone(UTC)
     except OverflowError:
         raise InvalidOptionError(f"start_at={value.isoformat()} is outside the years 1 to 9999 in UTC") from None
+
+
+def has_zone(at: datetime) -> bool:
+    """Tell whether a time has an offset from UTC: a tzinfo alone is none, and may be anybody's code."""
+    try:
+        return at.utcoffset() is not None
+    except Exception:  # noqa: BLE001  # the zone's own code
+        return False
 
 
 def _retry(value: object) -> Retry:

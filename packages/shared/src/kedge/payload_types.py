@@ -8,7 +8,7 @@ import msgspec
 
 from kedge.errors import DefinitionError
 from kedge.models import is_readable, model_schema
-from kedge.shown import shown
+from kedge.shown import MAX_TOLD, shown
 
 
 def check_payload_type(type_: Any) -> None:
@@ -25,8 +25,8 @@ def check_payload_type(type_: Any) -> None:
     except NameError as error:
         raise DefinitionError(f"{_name(type_)}: {error}; move its import out of `if TYPE_CHECKING:`") from error
     except Exception as error:
-        remedy = "; give each Struct a tag (msgspec: tag=True)" if "Struct types" in str(error) else ""
-        raise DefinitionError(f"{_name(type_)} cannot be a payload: {error}{remedy}") from error
+        remedy = "; give each Struct a tag (msgspec: tag=True)" if "Struct types" in _said(error) else ""
+        raise DefinitionError(f"{_name(type_)} cannot be a payload: {_said(error)}{remedy}") from error
     try:
         msgspec.json.schema(type_, schema_hook=_schema)
     except _UnknownTypeError as error:
@@ -39,7 +39,19 @@ def check_payload_type(type_: Any) -> None:
 
 
 def _name(type_: Any) -> str:
-    return type_.__qualname__ if isinstance(type_, type) else str(type_)
+    return type_.__qualname__ if isinstance(type_, type) else _form(type_)
+
+
+def _said(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= 2 * MAX_TOLD else f"{text[:MAX_TOLD]}..."
+
+
+def _form(type_: Any) -> str:
+    # Of typing's forms, such as int | str, str() is what was written; of anything else it is the value's own code.
+    module = type(type_).__module__
+    text = str(type_) if module in {"typing", "types", "typing_extensions"} else ""
+    return text if 0 < len(text) <= MAX_TOLD else shown(type_)
 
 
 class _UnknownTypeError(Exception):

@@ -237,7 +237,7 @@ def _lacks_codec(data: Buffer, where: str) -> NotDecodableError:
 def _is_hashable(type_: object) -> bool:
     try:
         hash(type_)
-    except TypeError:
+    except Exception:  # noqa: BLE001  # whatever was given instead of a type
         return False
     return True
 

@@ -12,6 +12,7 @@ import msgspec
 
 from kedge.errors import InvalidOptionError
 from kedge.schema.privileges import privileges_sql
+from kedge.shown import shown
 
 SCHEMA_VERSION: Final = 2
 """The number of the newest file in ``tables/``."""
@@ -35,8 +36,10 @@ class Migration(msgspec.Struct, frozen=True):
 
 def check_schema_name(schema: str) -> str:
     """Return the name, or refuse it: the schema is the one identifier that comes from configuration."""
-    if not _SCHEMA_NAME.fullmatch(schema):
-        raise InvalidOptionError(f"schema name {schema!r} is refused: use [a-z_][a-z0-9_]{{0,40}}, such as 'kedge'")
+    if type(schema) is not str or not _SCHEMA_NAME.fullmatch(schema):
+        raise InvalidOptionError(
+            f"schema name {shown(schema)} is refused: use [a-z_][a-z0-9_]{{0,40}}, such as 'kedge'"
+        )
     return schema
 
 
