@@ -72,6 +72,20 @@ def test_a_dead_event_loop_ends_the_process_though_nobody_can_write_the_log() ->
     assert code == STUCK
 
 
+def test_an_exit_in_a_callback_ends_the_process_before_anything_is_given_back() -> None:
+    code, said, _ = ending_of(
+        """
+        try:
+            asyncio.get_running_loop().call_soon(sys.exit, 3)
+            await asyncio.sleep(60)
+        finally:
+            print("gave back")
+        """
+    )
+
+    assert (code, said) == (3, "")
+
+
 def test_an_event_loop_that_comes_back_in_time_goes_on() -> None:
     assert ending_of("time.sleep(1)", lease_s=2)[0] == 0
 

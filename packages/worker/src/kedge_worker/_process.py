@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 STUCK: Final = 6
 """The exit code of a process whose event loop was dead."""
@@ -37,8 +37,18 @@ def run_as_process(work: Callable[[], Coroutine[Any, Any, int]], *, lease_s: flo
 
     An event loop that does not answer for three leases ends the process with `STUCK`: its runs belong to others by
     then, signals do not reach it, and whoever watches over the process starts another one.
+
+    So does a `sys.exit` in a callback of the application's, which leaves the event loop with no handler to answer for
+    it: the process dies with its runs, as with `os._exit`. To give them back would let it kill workers for ever.
     """
-    return asyncio.run(_watched(work, lease_s))
+    with asyncio.Runner() as runner:
+        try:
+            return runner.run(_watched(work, lease_s))
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else _FAILED
+            _end(
+                code or _FAILED, "worker: %s; the process ends, and its runs with it. Its main thread is at\n%s", error
+            )
 
 
 async def _watched(work: Callable[[], Coroutine[Any, Any, int]], lease_s: float) -> int:
@@ -80,18 +90,17 @@ class _Watchdog(threading.Thread):
             unanswered = 0 if self._answered or _is_debugged() else unanswered + 1
             self._answered = False
             if unanswered >= _DEAD_LEASES * _LOOKS_A_LEASE:
-                _end(STUCK, "worker: the event loop has not answered for %d leases; ending the process. It is at\n%s")
+                message = "worker: the event loop has not answered for %d leases; ending the process. It is at\n%s"
+                _end(STUCK, message, _DEAD_LEASES)
         time.sleep(_LEFT_BEHIND_S)
-        _end(
-            self._code, "worker: stopped %g s ago, and something goes on; ending the process. Its main thread is at\n%s"
-        )
+        message = "worker: stopped %g s ago, and something goes on; ending the process. Its main thread is at\n%s"
+        _end(self._code, message, _LEFT_BEHIND_S)
 
 
-def _end(code: int, message: str) -> None:
-    first = _LEFT_BEHIND_S if code != STUCK else _DEAD_LEASES
+def _end(code: int, message: str, about: object) -> NoReturn:
     where = "".join(traceback.format_stack(sys._current_frames().get(threading.main_thread().ident or 0)))  # noqa: SLF001
     # Whoever is stuck may hold the log's lock: nobody waits for these words for long.
-    speaker = threading.Thread(target=_log.error, args=(message, first, where), daemon=True)
+    speaker = threading.Thread(target=_log.error, args=(message, about, where), daemon=True)
     speaker.start()
     speaker.join(_LAST_WORDS_S)
     os._exit(code)
