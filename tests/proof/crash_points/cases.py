@@ -33,6 +33,8 @@ class Case:
 
     scene: Scene
     fates: tuple[tuple[Fate, Point], ...] = ()
+    sabotage: str = ""
+    """SQL that is executed when a dead worker's works have been looked at: a fault that must be noticed."""
 
     def __str__(self) -> str:
         told = [
@@ -89,15 +91,21 @@ async def _perform(outcome: Outcome, stage: Stage, nursery: Nursery, children: l
         return await worker.ended()
 
     async with Tollgate(stage.url, end_session=stage.end_session, died=died) as gate:
+        account = Account(case.scene)
+        faults = [Fault(fate, point, account.witness(stage, point)) for fate, point in case.fates]
+
+        async def begin() -> UUID:
+            gate.count(*faults)
+            return await stage.start(case.scene)
+
+        run = await begin() if case.scene.is_first else None
         worker = await nursery.worker(gate.url, stage.folder, name="first", **SETTINGS)
         children.append(worker)
         gate.pid = worker.pid
-        await stage.is_idle(worker)
-        await gate.quiet(QUIET_S)
-        account = Account(case.scene)
-        faults = [Fault(fate, point, account.witness(stage, point)) for fate, point in case.fates]
-        gate.count(*faults)
-        run = await stage.start(case.scene)
+        if run is None:
+            await stage.is_idle(worker)
+            await gate.quiet(QUIET_S)
+            run = await begin()
         drive = asyncio.create_task(case.scene.drive(stage, run))
         try:
             for fault in faults:
@@ -111,10 +119,13 @@ async def _perform(outcome: Outcome, stage: Stage, nursery: Nursery, children: l
                     # Of a call that is on its way still the session stays; nothing of it has arrived.
                     await stage.gone(gate.backends - gate.lingering)
                     account.notes(await stage.snapshot())
+                    if case.sabotage:
+                        await stage.rows(case.sabotage)
                     await stage.lapse(dead)
+                    gate.pid, gate.is_shut = 0, False
                     worker = await nursery.worker(gate.url, stage.folder, name=f"next-{len(children)}", **SETTINGS)
                     children.append(worker)
-                    gate.pid, gate.is_shut = worker.pid, False
+                    gate.pid = worker.pid
                     if fault.fate is Fate.DIES_LATE:
                         await stage.is_buried(dead)
                         await fault.release()

@@ -33,6 +33,8 @@ class ClientCase:
     script: str
     fate: Fate | None = None
     point: Point = NOWHERE
+    sabotage: str = ""
+    """SQL that is executed when the first client has ended: a fault that must be noticed."""
 
     def __str__(self) -> str:
         return f"client {self.script}: {self.fate and self.fate.name} at {self.point.role}#{self.point.number}"
@@ -97,17 +99,24 @@ async def _tell(outcome: ClientOutcome, stage: Stage, nursery: Nursery, children
         first = stage.lines()
         outcome.unknown = sum(line["what"].endswith(".unknown") for line in first)
         expected = [-9] if fault.call and fault.fate in KILLING else [0]
+        if fault.fate is Fate.DIES_AFTER:
+            expected.append(0)  # by its last call it may have ended itself
         # In a caller's transaction nothing is repeated: that is the caller's.
         if code not in (expected if case.script != "transaction" else [*expected, CONFUSED]):
             outcome.problems.append(f"the client ended with {code}: {first[-1:]}")
+        if case.sabotage:
+            await stage.rows(case.sabotage)
         outcome.problems += await _kept(stage, first)
 
         second = await nursery.client(case.script, stage.url, stage.folder, name="second")
         children.append(second)
+        if fault.call and fault.fate is Fate.DIES_LATE:
+            # Callers with equal keys wait for each other: until then, where the first stands in a transaction.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(second.ended(), 0.5)
+            await fault.release()
         if (code := await second.ended()) != 0:
             outcome.problems.append(f"the second client ended with {code}")
-        if fault.call and fault.fate is Fate.DIES_LATE:
-            await fault.release()
         outcome.problems += [repr(error) for error in gate.errors]
     outcome.problems += await _kept(stage, stage.lines())
     outcome.problems += await _number(stage, case, stage.lines())

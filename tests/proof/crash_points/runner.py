@@ -63,7 +63,15 @@ async def perform_until_met(case: Case, on: Stage, nursery: Nursery, folder: Pat
 
 
 def cases_of(scene: Scene, calls: Sequence[Call], fates: Iterable[Fate]) -> Iterator[Case]:
-    """Each call of an undisturbed scene with each of these fates."""
+    """Each call of an undisturbed scene with each of these fates; of calls that come with time the first of a kind."""
+    if scene.is_slow:
+        labels = {(call.role, call.label) for call in calls if not call.number or call.role == "lease"}
+        yield from (
+            Case(scene, ((fate, Point(role, 0, label)),))
+            for fate, (role, label) in itertools.product(fates, sorted(labels))
+            if fate is not Fate.DIES_AMIDST
+        )
+        return
     for fate in fates:
         for call in calls:
             if not call.number:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
@@ -54,6 +55,10 @@ class Scene:
     """Steps that end only by being cancelled: their body may begin once more, or not."""
     mail_ahead: tuple[str, ...] = ()
     """Events that are sent in the transaction of the start."""
+    is_first: bool = False
+    """The run is there before its worker is: the calls are numbered from the first connection on."""
+    is_slow: bool = False
+    """It lasts until all that comes with time has come: only such calls meet a fate."""
     told: Mapping[str, str] = field(default_factory=dict[str, str])
     """What else the handler answers that it was told: events."""
 
@@ -72,6 +77,13 @@ async def send_both(stage: World, run: UUID) -> None:
     for name in ("event", "other"):
         await stage.waits_for(run, name)
         await stage.client.send(plays.go(name, key=name), run=run)
+
+
+async def send_late(stage: World, run: UUID) -> None:
+    """Send when everything has come that comes with time alone."""
+    await stage.waits_for(run, "event")
+    await asyncio.sleep(_ALL_PERIODS_S)
+    await send_both(stage, run)
 
 
 async def cancel_waiting(stage: World, run: UUID) -> None:
@@ -102,6 +114,7 @@ async def fast_forward(stage: World, run: UUID) -> None:
         await stage.client.fast_forward(run, name, wait=name)
 
 
+_ALL_PERIODS_S: Final = 4.0
 _EVENTS: Final = {"event": "event", "other": "other"}
 _AROUND: Final = once("before", "between", "after")
 
@@ -134,6 +147,14 @@ SCENES: Final = {
             endless=frozenset({"hang"}),
         ),
         Scene(plays.event, _AROUND, name="pause and resume", drive=pause_and_resume, told=_EVENTS),
+        Scene(
+            plays.charge,
+            once("before", "first", "between", "second"),
+            frozenset({"first", "second"}),
+            name="start of a worker",
+            is_first=True,
+        ),
+        Scene(plays.event, _AROUND, name="time goes by", drive=send_late, told=_EVENTS, is_slow=True),
         Scene(plays.event, _AROUND, name="fast-forward", drive=fast_forward, told=_EVENTS),
     )
 }

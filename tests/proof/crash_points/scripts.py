@@ -100,6 +100,11 @@ def transaction(client: Client, url: str) -> None:
         if there:
             return
         run = client.start(plays.event(key="own"), conn=conn)
-        conn.execute("insert into effects (run, step, value) values (%s, 'own', 'own')", (run.id,))
+        # Whoever has the key has the row: a caller with the same key has waited for the first one's commit until here.
+        conn.execute(
+            "insert into effects (run, step, value) select %s, 'own', 'own'"
+            " where not exists (select from effects where step = 'own')",
+            (run.id,),
+        )
         for name in ("event", "other"):
             run.send(plays.go(name, key=name), conn=conn)

@@ -255,6 +255,7 @@ class Tollgate:
         fault = self._faults.pop(0)
         self._numbers.clear()
         fault.call = call
+        self.is_shut = fault.fate in KILLING
         return fault
 
     def stop(self) -> None:
@@ -265,6 +266,12 @@ class Tollgate:
         self.is_shut = True
         os.kill(self.pid, signal.SIGKILL)
         await self.died()
+
+    async def is_known(self) -> None:
+        """Return when `pid` was said: a process may speak before we have heard of its birth."""
+        async with asyncio.timeout(_PATIENCE_S):
+            while not self.pid:
+                await asyncio.sleep(0.001)
 
 
 class Link(asyncio.Protocol):
@@ -443,6 +450,7 @@ class Link(asyncio.Protocol):
 
     async def _meet(self, fault: Fault, call: list[bytes]) -> None:
         gate = self._gate
+        await gate.is_known()
         match fault.fate:
             case Fate.DIES_BEFORE:
                 await gate.kill()

@@ -92,6 +92,8 @@ async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: li
             await stage.is_buried(zombie)
             await _goes_on(stage, before)
 
+            if outcome.case.sabotage:
+                await stage.rows(outcome.case.sabotage)
             woken_at = time.monotonic()
             delivered = asyncio.create_task(fault.release())
             if fate is Fate.STOPS_BEFORE:
