@@ -464,7 +464,8 @@ class Model:
 
     def _tell(self, run: Run, watcher: UUID, key: str) -> None:
         # The same letter whoever writes it, so that nobody is told twice.
-        id_ = UUID(md5(f"{run.id}:{run.epoch}:{key}".encode(), usedforsecurity=False).hexdigest())
+        digest = md5(f"{run.id}:{run.epoch}:{key}".encode(), usedforsecurity=False).hexdigest()
+        id_ = UUID(f"{digest[:12]}8{digest[13:]}")
         self._post(watcher, id_, "c", f"k:{key}", is_bad=run.status != "c")
 
     # ---- the sweeper ------------------------------------------------------------------------------------------------

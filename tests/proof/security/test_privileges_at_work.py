@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -228,3 +230,28 @@ def empty_database(server: PostgresServer) -> Generator[str]:
             yield server.database_url(name)
         finally:
             conn.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def test_the_logins_of_the_page_on_roles_can_be_made_as_it_says(land: Land) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "roles.md").read_text("utf-8")
+    (block,) = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    logins = re.findall(r"create role (\w+)", block)
+
+    with land.open() as conn, conn.transaction(force_rollback=True):
+        conn.execute(block.encode())
+        members = {
+            (str(login), str(role))
+            for login, role in conn.execute(
+                "select m.member::regrole::text, m.roleid::regrole::text from pg_auth_members m"
+                " where m.member::regrole::text = any (%s)",
+                (logins,),
+            )
+        }
+        assert members == {
+            ("shop_api", "kedge_client"),
+            ("shop_worker", "kedge_worker"),
+            ("shop_operator", "kedge_admin"),
+            ("shop_migrator", "kedge_owner"),
+        }
+        settings = conn.execute("select rolconfig from pg_roles where rolname = 'shop_api'").fetchone()
+    assert settings == (["statement_timeout=10s", "lock_timeout=5s", "idle_in_transaction_session_timeout=30s"],)

@@ -99,6 +99,7 @@ WORKER_FUNCTIONS: Final = (
     "end_payload",
     "end_requested",
     "end_runs",
+    "engine_letter",
     "error_info",
     "expand_letters",
     "expire_runs",
@@ -149,7 +150,16 @@ WORKER_FUNCTIONS: Final = (
 )
 """The engine's, executed with the worker's own rights."""
 
-OWNER_FUNCTIONS: Final = ("addressee", "id_floor", "is_channel", "post_letter", "versions_of", "was_sorted", "with_origin")
+OWNER_FUNCTIONS: Final = (
+    "addressee",
+    "id_floor",
+    "is_channel",
+    "is_engine_letter",
+    "post_letter",
+    "versions_of",
+    "was_sorted",
+    "with_origin",
+)
 """Called by nobody but functions that have the owner's rights."""
 
 _PRIVILEGES: Final = """

@@ -22,8 +22,8 @@ begin
     if p_topic is not null and p_resource is not null then
         raise exception using errcode = 'KE005', message = 'a topic reaches runs of every resource: give none';
     end if;
-    if p_letter is null or p_payload is null then
-        raise exception using errcode = 'KE005', message = 'a letter has an id, and an event a payload';
+    if p_letter is null or kedge.is_engine_letter(p_letter) or p_payload is null then
+        raise exception using errcode = 'KE005', message = 'a letter has an id, none of version 8, and an event a payload';
     end if;
     if octet_length(p_payload) > 67108864 then
         raise exception using errcode = 'KE005', message = 'the payload of an event may have 64 MiB at most';

@@ -90,7 +90,7 @@ end $$;
 
 -- The letter that tells a watcher's wait of a run's end: the same whoever writes it.
 create or replace function kedge.end_letter(p_run uuid, p_epoch int, p_key text) returns uuid
-language sql immutable parallel safe as $$ select md5(p_run || ':' || p_epoch || ':' || p_key)::uuid $$;
+language sql immutable parallel safe as $$ select kedge.engine_letter(p_run || ':' || p_epoch || ':' || p_key) $$;
 
 -- What it says: the status in one byte, then the output, the error or the reason.
 create or replace function kedge.end_payload(p_status "char", p_output bytea, p_error bytea, p_reason text)

@@ -44,7 +44,7 @@ begin
                             or exists (select 1 from kedge.runs p where p.id = v_letter.run_id) end
                  order by r.id limit v_limit);
             insert into kedge.inbox (run_id, id, sent_at, kind, reason, slot)
-            select f, md5(v_letter.id || ':' || f)::uuid, kedge.instant(), 'x', v_letter.reason,
+            select f, kedge.engine_letter(v_letter.id || ':' || f), kedge.instant(), 'x', v_letter.reason,
                    nullif(v_letter.slot, 'dependents')
               from unnest(v_found) as f
             on conflict do nothing;

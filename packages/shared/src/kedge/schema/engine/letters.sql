@@ -43,8 +43,8 @@ language plpgsql set enable_seqscan = off as $$
 declare
     v_run record;
 begin
-    if p_letter is null then
-        raise exception using errcode = 'KE005', message = 'a letter has an id';
+    if p_letter is null or kedge.is_engine_letter(p_letter) then
+        raise exception using errcode = 'KE005', message = 'a letter has an id, and none of version 8';
     end if;
     select * into v_run from kedge.addressee(p_run, p_resource);
     if not found then

@@ -38,6 +38,14 @@ language sql immutable parallel safe as $$
     select to_timestamp(('x' || substr(replace(p_id::text, '-', ''), 1, 12))::bit(48)::bigint / 1000.0)
 $$;
 
+-- The id of a letter that the engine writes, made of what it is about: whoever writes it, it is the same. No client's
+-- letter has a UUID of version 8: with the id of one of these it would keep it from being written.
+create or replace function kedge.engine_letter(p_about text) returns uuid
+language sql immutable parallel safe as $$ select overlay(md5(p_about) placing '8' from 13 for 1)::uuid $$;
+
+create or replace function kedge.is_engine_letter(p_letter uuid) returns boolean
+language sql immutable parallel safe as $$ select substr(p_letter::text, 15, 1) = '8' $$;
+
 -- A payload as text: JSON behind codec byte 1, anything else in hex. Text, never jsonb: it must not fail in a view.
 create or replace function kedge.payload_text(p_payload bytea) returns text
 language sql immutable parallel safe as $$

@@ -34,10 +34,10 @@ language plpgsql as $$
 begin
     insert into kedge.waits (run_id, opened_at, due_at, kind, key) values (p_run, kedge.instant(), p_due, 'g', '');
     insert into kedge.inbox (run_id, id, sent_at, kind, slot, sender)
-    select a, md5(p_run || ':w:' || a)::uuid, kedge.instant(), 'w', 'k:', p_run from unnest(p_active) as a
+    select a, kedge.engine_letter(p_run || ':w:' || a), kedge.instant(), 'w', 'k:', p_run from unnest(p_active) as a
     on conflict do nothing;
     insert into kedge.inbox (run_id, id, sent_at, kind, reason)
-    values (p_active[1], md5(p_run || ':x:' || p_active[1])::uuid, kedge.instant(), 'x', 'replaced by run ' || p_run)
+    values (p_active[1], kedge.engine_letter(p_run || ':x:' || p_active[1]), kedge.instant(), 'x', 'replaced by run ' || p_run)
     on conflict do nothing;
 end $$;
 
