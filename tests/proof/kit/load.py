@@ -120,9 +120,10 @@ async def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0, help="seconds a body takes")
     parser.add_argument("--results", type=float, default=0.1, help="share of the runs whose result is waited for")
     parser.add_argument("--pauses", type=float, default=0.0, help="share of the runs that are paused and resumed")
+    parser.add_argument("--listen", type=int, default=1, help="0: results are polled for")
     options = parser.parse_args()
     journal = Journal(Path(os.environ[FOLDER_VARIABLE]), f"client-{os.getpid()}")
-    async with AsyncClient.connect(max_connections=8) as client:
+    async with AsyncClient.connect(max_connections=8, listen=bool(options.listen)) as client:
         await Load(client, journal, options).run()
 
 

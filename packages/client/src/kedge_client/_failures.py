@@ -38,6 +38,9 @@ _NOT_DONE: Final = frozenset(("25006", "57P03", "26000", "42P05", "0A000"))
 _UNKNOWN: Final = frozenset(("57P01", "57P02", "57P05", "40003"))
 _MISSING: Final = frozenset(("42P01", "42883", "3F000", "42703"))
 
+# PgBouncer's, to whoever sends settings with the start of a session.
+_POOLERS_WORDS: Final = "unsupported startup parameter"
+
 CLOCK_OFF: Final = "KE004"
 OVER_LIMIT: Final = "KE005"
 
@@ -58,7 +61,8 @@ def refusal(error: psycopg.Error, schema: str) -> KedgeError:
     """Make the typed error of a transaction that was refused, or could not be done."""
     state = error.sqlstate
     if state is None:
-        return UnavailableError(f"the database was not reached: {first_line(error)}")
+        wanted = "; a pooler wants listen=False" if _POOLERS_WORDS in str(error) else ""
+        return UnavailableError(f"the database was not reached: {first_line(error)}{wanted}")
     primary = error.diag.message_primary or first_line(error)
     if state in _MISSING:
         return SchemaError(0, SCHEMA_VERSION, f"run kedge-worker migrate --schema {schema}")

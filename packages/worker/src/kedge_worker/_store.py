@@ -108,6 +108,11 @@ class Store:
         rows = await self._execute("select number, name, kind, hash from kedge.migrations", {})
         return {cast("int", n): (str(name), str(kind), str(digest)) for n, name, kind, digest in rows}
 
+    async def is_direct(self) -> bool:
+        """Whether this is a session of the server itself: a pooler makes up the pid that it tells its clients."""
+        rows = await self._execute("select pg_backend_pid()", {})
+        return self._conn is not None and rows == [(self._conn.pgconn.backend_pid,)]
+
     async def register(self, *, lease_s: float, name: str, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(
             REGISTER_WORKER,

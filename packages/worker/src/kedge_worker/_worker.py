@@ -15,7 +15,7 @@ from uuid import UUID
 
 from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_duration
-from kedge.errors import DefinitionError, PrivilegesError, SchemaError
+from kedge.errors import DefinitionError, InvalidOptionError, PrivilegesError, SchemaError
 from kedge.retry import Retry
 from kedge.schema import SCHEMA_VERSION
 from kedge_worker._definitions import check_retry
@@ -31,6 +31,13 @@ _log: Final = logging.getLogger("kedge.worker")
 
 # A database that is back has work again within three seconds.
 _LONGEST_PAUSE_S: Final = 2.0
+
+# PgBouncer's, to whoever sends settings with the start of a session.
+_POOLERS_WORDS: Final = "unsupported startup parameter"
+_POOLED: Final = (
+    "the worker's database URL leads to a connection pooler: its sessions carry settings, prepared statements and"
+    " LISTEN. Give it the server's own address; clients may use the pooler, with listen=False"
+)
 
 
 class Worker:
@@ -50,7 +57,7 @@ class Worker:
         lease: How long a silent worker keeps its runs before others take them back.
         poll: The longest that a run waits when a doorbell is lost.
         grace: How long handlers may go on after a stop was asked for.
-        listen: False behind a transaction pooler: everything works by polling.
+        listen: False where LISTEN is not possible: everything works by polling. A pooler is refused all the same.
         transaction_connections: Transactional steps at once.
         step_retry: The policy of steps for which neither their call nor `@step` says one; one attempt if nothing is
             said here either.
@@ -113,6 +120,7 @@ class Worker:
         Raises:
             SchemaError: The database has no kedge schema, or one that does not fit; names the command to run.
             PrivilegesError: This role may not do a worker's work.
+            InvalidOptionError: The URL leads to a connection pooler.
         """
         stop, hurry = self._begin()
         with self._handling_signals(stop, hurry) if signals else contextlib.nullcontext():
@@ -209,6 +217,9 @@ class Worker:
                         self._started.set_result(None)
                     await _first(stop.wait(), life.ended)
             except (TroubleError, TimeoutError, OSError) as error:
+                if _POOLERS_WORDS in str(error):
+                    await life.stop(0)
+                    raise InvalidOptionError(_POOLED) from error
                 _log.warning("worker: no database yet: %s; next try in %.2g s", error, pause_s)
             except BaseException as error:
                 if not is_lease_lost(error):
@@ -265,6 +276,8 @@ class Worker:
             self._end()
 
     async def _check_schema(self, life: Life) -> None:
+        if not await life.store.is_direct():
+            raise InvalidOptionError(_POOLED)
         check_schema(await life.store.schema_state(), schema=self.settings.schema)
 
     @contextlib.contextmanager
