@@ -107,6 +107,8 @@ async def _tell(outcome: ClientOutcome, stage: Stage, nursery: Nursery, children
         if case.sabotage:
             await stage.rows(case.sabotage)
         outcome.problems += await _kept(stage, first)
+        if case.sabotage:
+            return
 
         second = await nursery.client(case.script, stage.url, stage.folder, name="second")
         children.append(second)

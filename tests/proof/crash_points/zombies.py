@@ -79,6 +79,8 @@ async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: li
         drive = asyncio.create_task(scene.drive(stage, run))
         try:
             if not await fires(fault, stage, gate):
+                gate.count_no_more()
+                await stage.is_idle(zombie)
                 zombie.signal(signal.SIGTERM)
                 await zombie.ended()
                 return
