@@ -55,7 +55,7 @@ def opened_run(codec: PayloadCodec, row: RunRow) -> RunRow:
 
 def home_of(row: RunRow, values: Iterable[bytes] = ()) -> UUID:
     """Return what a run's values are bound to, by its input, or by the values if that is in clear."""
-    is_rerun = RunMeta.decode(row.meta).origin is not None
+    is_rerun = RunMeta.readable(row.meta).origin is not None
     return lineage(row.id, (row.input or b"", *values), is_rerun=is_rerun)
 
 

@@ -174,7 +174,7 @@ def run_view(values: Row) -> RunView:
     """Make a view of a row of get_runs_v1."""
     row = RunRow._make(values)
     name, _, version = row.workflow.partition(VERSION_SIGN)
-    said = RunMeta.decode(row.meta)
+    said = RunMeta.readable(row.meta)
     return RunView(
         id=row.id,
         workflow=name,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from kedge.errors import KedgeError
 from kedge.retry import Retry
 from kedge.wire import JSON_CODEC, Buffer, decoder
 
@@ -63,6 +67,26 @@ class RunMeta(msgspec.Struct, frozen=True, omit_defaults=True):
             NotDecodableError: The bytes are damaged.
         """
         return _decode(data, where="meta of a run") if data else _EMPTY
+
+    @classmethod
+    def readable(cls, data: Buffer) -> RunMeta:
+        """
+        Read back what makes sense of it: all or nothing. Never fails.
+
+        Whoever may call the functions of the database may write anything there, and one run that cannot be read must
+        not hide the others of a list.
+        """
+        try:
+            meta = cls.decode(data)
+            if meta.retry is not None:
+                meta.retry.retry()
+            if meta.origin is not None:
+                UUID(meta.origin)
+            if isinstance(meta.timeout_s, float) and math.isfinite(meta.timeout_s):
+                timedelta(seconds=meta.timeout_s)
+        except (KedgeError, ValueError, OverflowError):
+            return _EMPTY
+        return meta
 
 
 _encode: Final = msgspec.json.Encoder().encode

@@ -76,9 +76,9 @@ def _unreadable(run: ClaimedRun) -> str | None:
     if run.input[:1] == sealed:
         return str(lacks_codec(run.input, "the input"))
     for row in run.memo:
-        for data in (row.value, row.meta):
-            if data[:1] == sealed:
-                return str(lacks_codec(data, f"the outcome {row.key!r}"))
+        if row.value[:1] == sealed or row.meta[:1] == sealed:
+            data = row.value if row.value[:1] == sealed else row.meta
+            return str(lacks_codec(data, f"the outcome {row.key!r}"))
     for wait in run.waits:
         if wait.state[:1] == sealed:
             return str(lacks_codec(wait.state, f"the state of poll {wait.key!r}"))
@@ -118,7 +118,7 @@ class Seals:
             NotDecodableError: A key is missing, or something of it is damaged.
         """
         codec = self._codec
-        is_rerun = RunMeta.decode(run.meta).origin is not None
+        is_rerun = RunMeta.readable(run.meta).origin is not None
         values = (row.value for row in run.memo if row.kind in VALUES)
         home = lineage(run.id, (run.input, *values) if is_rerun else (), is_rerun=is_rerun)
         return replace(
