@@ -96,14 +96,14 @@ class Node:
 
     # ---- how it comes about
 
-    def initialise(self) -> None:
-        """Make an empty cluster."""
+    def initialise(self, *, wal: Path | None = None) -> None:
+        """Make an empty cluster, with its WAL somewhere else if that is given."""
         secret = self._folder.path / "password"
         secret.write_text(self.password)
         self._folder.give(secret)
         self._program(
             "initdb", "-D", str(self.data), "-U", "postgres", "--pwfile", str(secret), "--encoding=UTF8", "--locale=C",
-            "--auth-local=reject", "--auth-host=scram-sha-256", "--no-sync",
+            "--auth-local=reject", "--auth-host=scram-sha-256", "--no-sync", *(["-X", str(wal)] if wal else []),
         )  # fmt: skip
         secret.unlink()
         with (self.data / "postgresql.conf").open("a") as conf:
