@@ -16,6 +16,7 @@ from kedge.errors import (
     TransactionStateError,
     UnavailableError,
 )
+from kedge.redaction import redact
 from kedge.schema import SCHEMA_VERSION
 
 
@@ -67,7 +68,7 @@ def refusal(error: psycopg.Error, schema: str) -> KedgeError:
     if state in _MISSING:
         return SchemaError(0, SCHEMA_VERSION, f"run kedge-worker migrate --schema {schema}")
     if state == "42501":
-        return PrivilegesError(f"{primary}; grant the client's role what `kedge-worker migrate` says", state)
+        return PrivilegesError(f"{primary}; make the login a member of the client role of `kedge-worker roles`", state)
     if state in {CLOCK_OFF, OVER_LIMIT}:
         hint = error.diag.message_hint
         return InvalidOptionError(f"{primary}. {hint}" if hint else primary)
@@ -92,7 +93,12 @@ def refusal_in_transaction(error: psycopg.Error, schema: str) -> KedgeError:
     return refusal(error, schema)
 
 
+def harmless(error: psycopg.Error) -> psycopg.Error | None:
+    """Answer the error as the cause of ours, unless its detail or context would show data to whoever logs it."""
+    return None if error.diag.message_detail or error.diag.context else error
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says: the rest of psycopg's is detail, position and context."""
-    text = str(error).strip()
+    text = redact(str(error).strip())
     return text.partition("\n")[0] if text else type(error).__name__
