@@ -400,3 +400,42 @@ def test_a_cascade_that_comes_behind_the_end_leaves_the_children_alone(db: Sessi
     sort_all(db)
 
     assert moves.statuses(db) == {parent.id: "completed", child: "pending"}
+
+
+@pytest.mark.parametrize("how", ["park", "end", "take back"])
+def test_a_cascade_reaches_a_child_that_is_started_before_the_parent_has_ended(db: Session, how: str) -> None:
+    worker, parent = letters.running(db)
+    letters.put(db, parent.id, "x", slot="cascade", reason="enough")
+    sort_all(db)
+
+    child = by_start(db, worker, parent)
+    match how:
+        case "park":
+            letters.open_wait(db, worker, parent, "child", "c")
+            letters.park(db, worker, parent, last=1)
+        case "end":
+            moves.end(db, worker, parent, "x", rows=(1, 1))
+        case _:
+            moves.lapse(db, worker)
+            moves.take_back(db)
+    sort_all(db)
+
+    assert moves.statuses(db) == {parent.id: "cancelled", child: "cancelled"}
+    assert letters.notes(db, parent.id) == ["cancel: asked"]
+    assert db.value("select reason from kedge.finished where id = $1", (child,)) == "enough"
+
+
+def test_a_cascade_is_for_the_children_of_the_children_that_it_finds_late(db: Session) -> None:
+    worker, parent = letters.running(db)
+    letters.put(db, parent.id, "x", slot="cascade")
+    sort_all(db)
+    child = by_start(db, worker, parent)
+    (claimed,) = moves.claim_alone(db, worker)
+
+    moves.end(db, worker, parent, "x", rows=(1, 1))
+    sort_all(db)
+    grandchild = by_start(db, worker, claimed)
+    moves.end(db, worker, claimed, "x", rows=(1, 1))
+    sort_all(db)
+
+    assert moves.statuses(db, [child, grandchild]) == {child: "cancelled", grandchild: "cancelled"}

@@ -64,7 +64,16 @@ begin
           from unnest(v_watched) as i(id)
          cross join lateral (select * from kedge.finished f where f.id = i.id offset 0) f
          cross join lateral (select * from kedge.run_watchers w where w.run_id = i.id offset 0) w
+         where w.watcher_id <> '00000000-0000-0000-0000-000000000000'
         on conflict do nothing;
+        -- Nobody's watch is that of a cancel with cascade: for the children that it has not found yet.
+        insert into kedge.inbox (run_id, id, sent_at, kind, reason, slot)
+        select i.id, gen_random_uuid(), kedge.instant(), 'x', f.reason, 'descendants'
+          from unnest(v_watched) as i(id)
+         cross join lateral (select f.reason from kedge.finished f where f.id = i.id offset 0) f
+         cross join lateral (
+               select 1 from kedge.run_watchers w
+                where w.run_id = i.id and w.watcher_id = '00000000-0000-0000-0000-000000000000' offset 0) w;
         delete from kedge.run_watchers where run_id = any (v_watched);
     end if;
     if v_parents is not null then

@@ -1,6 +1,6 @@
 -- Letters that mean many runs, for the courier: an event to a topic becomes one letter, of the same seq, to each run that
--- waits for it now; a cancel with cascade becomes one to each live child, the end of a parent one to each child that
--- depends on it. A round writes a thousand of them, and no more than 8 MiB; the letter remembers where it stopped, and
+-- waits for it now; a cancel with cascade becomes one to each live child, and so does, when it has ended, what a running
+-- parent has started until then (descendants); the end of a parent one to each child that depends on it. A round writes a thousand of them, and no more than 8 MiB; the letter remembers where it stopped, and
 -- stays, with whatever comes behind it. Answers these.
 create or replace function kedge.expand_letters(p_seqs bigint[], p_runs uuid[], p_kinds "char"[])
 returns table (seq bigint, run_id uuid, has_moved boolean)
@@ -18,7 +18,7 @@ begin
           from unnest(p_seqs, p_runs, p_kinds) as b(seq, run_id, kind)
          cross join lateral (
                select * from kedge.inbox i where i.seq = b.seq and i.run_id = b.run_id offset 0) i
-         where b.kind = 't' or b.kind = 'x' and i.slot in ('cascade', 'dependents')
+         where b.kind = 't' or b.kind = 'x' and i.slot in ('cascade', 'dependents', 'descendants')
          order by i.seq, i.run_id
     loop
         continue when v_letter.run_id = any (v_held);
@@ -40,12 +40,13 @@ begin
                  where r.parent_id = v_letter.run_id and r.id > v_letter.last
                    and case v_letter.slot
                        when 'dependents' then r.is_dependent
+                       when 'descendants' then true
                        else v_letter.sender is not null
                             or exists (select 1 from kedge.runs p where p.id = v_letter.run_id) end
                  order by r.id limit v_limit);
             insert into kedge.inbox (run_id, id, sent_at, kind, reason, slot)
             select f, kedge.engine_letter(v_letter.id || ':' || f), kedge.instant(), 'x', v_letter.reason,
-                   nullif(v_letter.slot, 'dependents')
+                   case when v_letter.slot <> 'dependents' then 'cascade' end
               from unnest(v_found) as f
             on conflict do nothing;
         end if;

@@ -12,7 +12,7 @@ begin
           from unnest(p_seqs, p_runs, p_kinds) as b(seq, run_id, kind)
          cross join lateral (
                select * from kedge.inbox i where i.seq = b.seq and i.run_id = b.run_id offset 0) i
-         where b.kind = 'x' and i.slot is distinct from 'dependents'),
+         where b.kind = 'x' and coalesce(i.slot, '') not in ('dependents', 'descendants')),
     noted as (
         insert into kedge.run_log (run_id, at, epoch, level, kind, message, fields)
         select l.run_id, kedge.instant(), s.epoch, 20, 'n', 'cancel: ' || case
@@ -40,5 +40,23 @@ begin
          where r.id = any (v_runs) and r.state = 'r' and r.request is distinct from 'x'
         returning r.worker_id)
     select coalesce(array_agg(distinct a.worker_id), '{}') into owners from asked a;
+
+    -- Until a running one has ended its owner may go on to start children, and may be about to commit some: its end
+    -- tells nobody of itself, but the courier of them.
+    with noted as (
+        insert into kedge.run_watchers (run_id, watcher_id, key)
+        select r.id, '00000000-0000-0000-0000-000000000000', 'descendants'
+          from unnest(p_seqs, p_runs, p_kinds) as b(seq, run_id, kind)
+         cross join lateral (
+               select 1 from kedge.inbox i
+                where i.seq = b.seq and i.run_id = b.run_id and i.slot = 'cascade' offset 0) i
+         cross join lateral (select r.id from kedge.runs r where r.id = b.run_id and r.state = 'r' offset 0) r
+         where b.kind = 'x'
+        on conflict do nothing
+        returning run_id)
+    select array_agg(n.run_id) into v_runs from noted n;
+    if v_runs is not null then
+        update kedge.runs r set has_watchers = true where r.id = any (v_runs) and not r.has_watchers;
+    end if;
     return next;
 end $$;
