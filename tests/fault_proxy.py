@@ -135,7 +135,7 @@ class FaultProxy:
         self._target = {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None}
         self._url = url
         self._server: asyncio.Server | None = None
-        self._links: set[_Link] = set()
+        self._links: set[Link] = set()
         self._traps: list[Trap] = []
         self._passing = asyncio.Event()
         self._passing.set()
@@ -221,7 +221,7 @@ class FaultProxy:
             writer.transport.abort()
             return
         self._accepted += 1
-        link = _Link((reader, writer), server, self._accepted)
+        link = Link((reader, writer), server, self._accepted)
         self._links.add(link)
         try:
             await asyncio.gather(self._pump(link, "client"), self._pump(link, "server"))
@@ -229,12 +229,12 @@ class FaultProxy:
             self._links.discard(link)
             link.close()
 
-    async def _pump(self, link: _Link, sender: Sender) -> None:
+    async def _pump(self, link: Link, sender: Sender) -> None:
         source, target = (link.client[0], link.server[1]) if sender == "client" else (link.server[0], link.client[1])
         first = sender == "client"
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
-                message = await _read(source, sender, link, startup=first)
+                message = await read_message(source, sender, link, startup=first)
                 first = False
                 if sender == "server" and answers_commit(message):
                     self.commits += 1
@@ -256,7 +256,7 @@ class FaultProxy:
                 return trap
         return None
 
-    async def _fail(self, link: _Link, trap: Trap, message: Message, target: asyncio.StreamWriter) -> bool:
+    async def _fail(self, link: Link, trap: Trap, message: Message, target: asyncio.StreamWriter) -> bool:
         """Do what the trap says; answers whether this direction is over."""
         match trap.fault:
             case Fault.CUT:
@@ -278,13 +278,13 @@ class FaultProxy:
             case Fault.ABANDON:
                 held = [message]
                 while held[-1].kind not in (b"S", b"Q"):
-                    held.append(await _read(link.client[0], "client", link, startup=False))
+                    held.append(await read_message(link.client[0], "client", link, startup=False))
                 link.abandon()
                 await trap.hold(lambda: target.writelines([one.encoded() for one in held]))
                 return True
 
 
-class _Link:
+class Link:
     """The two sockets of one connection."""
 
     def __init__(
@@ -309,7 +309,7 @@ class _Link:
             writer.close()
 
 
-async def _read(reader: asyncio.StreamReader, sender: Sender, link: _Link, *, startup: bool) -> Message:
+async def read_message(reader: asyncio.StreamReader, sender: Sender, link: Link, *, startup: bool) -> Message:
     kind = b"" if startup else await reader.readexactly(1)
     size = int.from_bytes(await reader.readexactly(4), "big")
     return Message(sender, kind, await reader.readexactly(size - 4), link.number)
