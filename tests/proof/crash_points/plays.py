@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 
-from kedge import EventRef, Retry, WorkflowRef
+from kedge import EventRef, Retry, StepFailedError, WorkflowRef
 from kedge_worker import Context, NotYet, SyncContext, workflow
 from tests.proof.kit.journal import Journal, read_journals
 from tests.proof.kit.programs import FOLDER_VARIABLE
@@ -79,6 +79,11 @@ async def fickle(run: str, step: str, told: Told) -> str:
     if before(run, step) == 1:
         raise ConnectionError("the first call")
     return value
+
+
+async def broken(run: str, step: str, told: Told) -> str:
+    """Fail at every call."""
+    raise ConnectionError(begin(run, step, told))
 
 
 async def look(run: str, step: str, told: Told) -> str | NotYet:
@@ -288,8 +293,8 @@ async def do_failing(ctx: Context) -> Told:
     way = Way(ctx)
     await way.step("before")
     try:
-        await way.step("fickle", fickle)
-    except ConnectionError:
+        await way.step("broken", broken)
+    except StepFailedError:
         await way.step("after")
     raise ValueError("it ends like this")
 

@@ -135,7 +135,7 @@ SCENES: Final = {
         Scene(plays.poll, {"poll": 2, "after": 1}),
         Scene(plays.race, once("slow", "after"), told={"race": "slow", "event": "none"}),
         Scene(plays.mailer, once("before", "after"), told={"event": "first", "other": "second", "none": "none"}),
-        Scene(plays.failing, {"before": 1, "fickle": 1, "after": 1}, status="f"),
+        Scene(plays.failing, once("before", "broken", "after"), status="f"),
         Scene(plays.sayings, once("one", "two")),
         Scene(plays.event, once("before"), name="cancel", drive=cancel_waiting, status="x"),
         Scene(
