@@ -330,7 +330,8 @@ def looks(conn: psycopg.Connection) -> Callable[[int], bool]:
     conn.execute("create table kedge.looks (ids int)")
     conn.execute(
         "create or replace function kedge.results_v1(p_ids uuid[]) returns table"
-        " (id uuid, status text, resource text, reason text, output bytea, error bytea) language sql security definer as $$"
+        " (id uuid, status text, resource text, reason text, output bytea, error bytea)"
+        " language sql security definer as $$"
         " insert into kedge.looks values (cardinality(p_ids));"
         " select a.id, a.status, a.resource, a.reason, a.output, a.error"
         "   from kedge.all_runs a where a.id = any (p_ids) $$"
