@@ -28,7 +28,7 @@ def wait_until(question: Callable[[], object], what: str, *, at_most_s: float = 
 def rows(url: str, query: str, *values: object) -> list[tuple[Any, ...]]:
     """What stands in the tables."""
     with psycopg.connect(url, autocommit=True) as conn:
-        return conn.execute(query.encode(), values).fetchall()
+        return conn.execute(query.encode(), values or None).fetchall()
 
 
 def number(url: str, query: str, *values: object) -> int:
