@@ -154,7 +154,7 @@ async def test_what_the_applications_sql_raises_is_passed_on_and_nothing_is_kept
 
 
 @pytest.mark.parametrize("sync", SYNC)
-@pytest.mark.parametrize("errcode", ["55000", "25006", "08001", "57014", "53100"])
+@pytest.mark.parametrize("errcode", ["55000", "25006", "08001", "57014", "53200"])
 async def test_an_error_that_the_sql_itself_raises_is_not_taken_for_a_lost_connection(
     database_url: str, db: Session, sync: bool, errcode: str
 ) -> None:

@@ -41,6 +41,8 @@ _TRIES: Final = 5
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 _REPEATABLE: Final = frozenset(("40001", "40P01"))
+# The disk is full, all connections are taken: rolled back, and no failure of the body, as memory and limits may be.
+_NO_ROOM: Final = frozenset(("53100", "53300"))
 # The server or an administrator ended the session, or nobody went on with its transaction in time.
 _KEPT_WAITING: Final = frozenset(("57P05", "25P03"))
 _OVER: Final = frozenset(("57P01", "57P02", "57P03")) | _KEPT_WAITING
@@ -114,10 +116,11 @@ class TransactionRunner:
                     raise gone.error from None
                 _log.warning("run %s: transaction %r: %s; again in %.2g s", run.claimed.id, key, gone, pause_s)
             except psycopg.Error as error:
-                races += 1
-                if error.sqlstate not in _REPEATABLE or races == _TRIES:
-                    raise
-                _log.info("run %s: transaction %r lost a race (%s), again", run.claimed.id, key, error.sqlstate)
+                if error.sqlstate not in _NO_ROOM:
+                    races += 1
+                    if error.sqlstate not in _REPEATABLE or races == _TRIES:
+                        raise
+                _log.warning("run %s: transaction %r: %s; again in %.2g s", run.claimed.id, key, error, pause_s)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
