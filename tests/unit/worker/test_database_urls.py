@@ -1,6 +1,10 @@
+import traceback
+
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
+from kedge.errors import InvalidOptionError
+from kedge_worker._settings import WorkerSettings, database_url
 from kedge_worker.testing._server import with_database
 
 
@@ -24,3 +28,21 @@ def test_another_database_of_the_same_server_is_a_url_whatever_form_was_given(co
 @pytest.mark.parametrize("name", ["a b", "ü/ö", "50%", "x?y#z"])
 def test_any_database_name_survives_the_url(name: str) -> None:
     assert conninfo_to_dict(with_database("postgresql://u:p@h/old", name))["dbname"] == name
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://a:geheim%zz@h/x", "host=h geheim", "password='geheim", "postgresql://h/x?geheim=1"]
+)
+def test_an_unreadable_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(InvalidOptionError) as caught:
+        database_url(url)
+
+    assert "geheim" not in "".join(traceback.format_exception(caught.value, limit=0))
+
+
+def test_the_settings_do_not_show_the_password() -> None:
+    settings = WorkerSettings(database_url="postgresql://a:geheim@h/x")
+
+    assert "geheim" not in repr(settings)
+    assert "geheim" not in f"{settings.__rich_repr__()}"
+    assert "lease_s=15.0" in repr(settings)

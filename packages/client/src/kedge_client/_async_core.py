@@ -18,7 +18,7 @@ from kedge_client._async_connections import AsyncConnection, AsyncConnections
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Posting, Rows
 from kedge_client._driving import drive_async
-from kedge_client._failures import Fate, fate, refusal_in_transaction
+from kedge_client._failures import Fate, fate, harmless, refusal_in_transaction
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
 from kedge_client._requests import Start, Started
 from kedge_client._results import ResultRow, Wait
@@ -133,7 +133,7 @@ class AsyncCore:
             if commits and fate(error) is Fate.UNKNOWN:
                 raise OutcomeUnknownError("the connection of conn= broke before the database answered") from error
             explained = explain(error) if explain is not None else None
-            raise explained or refusal_in_transaction(error, self.settings.schema) from error
+            raise explained or refusal_in_transaction(error, self.settings.schema) from harmless(error)
 
     async def _rows(self, cursor: psycopg.AsyncCursor[Row], command: Command) -> Rows:
         statement, values = command

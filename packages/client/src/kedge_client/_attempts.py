@@ -10,7 +10,7 @@ from typing import Final
 import psycopg
 
 from kedge.errors import KedgeError, OutcomeUnknownError, UnavailableError
-from kedge_client._failures import Fate, fate, first_line, refusal
+from kedge_client._failures import Fate, fate, first_line, harmless, refusal
 from kedge_client._round_trip import Answer
 
 MAX_TRIES: Final = 3
@@ -101,7 +101,7 @@ class Attempts:
         """
         kind = fate(error)
         if kind is Fate.REFUSED:
-            raise explain(error) or refusal(error, self._schema) from error
+            raise explain(error) or refusal(error, self._schema) from harmless(error)
         if kind is Fate.ROLLED_BACK:
             self._rollbacks += 1
             if self._rollbacks < MAX_ROLLBACKS and self._in_time():

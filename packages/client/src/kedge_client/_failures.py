@@ -94,8 +94,8 @@ def refusal_in_transaction(error: psycopg.Error, schema: str) -> KedgeError:
 
 
 def harmless(error: psycopg.Error) -> psycopg.Error | None:
-    """Answer the error as the cause of ours, unless its detail or context would show data to whoever logs it."""
-    return None if error.diag.message_detail or error.diag.context else error
+    """Answer the error as the cause of ours, unless it would show data to whoever logs it: details quote rows."""
+    return None if error.diag.message_detail or "parameters" in (error.diag.context or "") else error
 
 
 def first_line(error: BaseException) -> str:

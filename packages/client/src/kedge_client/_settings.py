@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_positive_duration
 from kedge.errors import InvalidOptionError
+from kedge.redaction import hide
 from kedge.schema import check_schema_name
 from kedge.shown import shown
 
@@ -78,11 +79,13 @@ def resolve_dsn(dsn: str | None, environment: Mapping[str, str] = os.environ) ->
     origin, given = _given(dsn, environment)
     given = _SCHEME.sub("postgresql://", given, count=1) if _SCHEME.match(given) else given
     try:
-        conninfo_to_dict(given)
+        known = conninfo_to_dict(given)
     except (psycopg.Error, UnicodeError):
         raise InvalidOptionError(
             f"{origin} cannot be read: write postgresql://user:password@host:5432/database or 'host=... dbname=...'"
         ) from None
+    secrets = (known.get(name) for name in ("password", "sslpassword"))
+    hide(os.environ.get("PGPASSWORD"), *(str(secret) for secret in secrets if secret))
     return given
 
 

@@ -90,6 +90,11 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
         kind = self.kind.removeprefix("builtins.")
         return f"{kind}: {self.message}" if self.message else kind
 
+    def __repr__(self) -> str:
+        # Without `data`, which is a payload, and the traceback: a repr ends up in logs.
+        step = f", key={self.key!r}, attempt={self.attempt!r}" if self.key is not None else ""
+        return f"ErrorInfo(kind={self.kind!r}, message={self.message!r}{step})"
+
 
 class KedgeError(Exception):
     """Everything that kedge raises on purpose."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from psycopg import Error as PostgresError
 from psycopg import OperationalError as TroubleError
 
+from kedge.redaction import redact
 from kedge_worker._signals import LeaseLostError
 
 __all__ = [
@@ -19,7 +21,30 @@ __all__ = [
     "is_locked",
     "is_temporary",
     "lacks_privileges",
+    "said",
 ]
+
+
+class _Sayings(logging.Filter):
+    """Lets errors say in log lines what is wrong, and neither data nor secrets."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(said(one) if isinstance(one, BaseException) else one for one in record.args)
+        return True
+
+
+# Of all modules here: what one of them logs of an error must not depend on its author's memory.
+logging.getLogger("kedge.worker").addFilter(_Sayings())
+
+
+def said(error: BaseException) -> str:
+    """Answer what an error says: of Postgres' the primary message alone, for its details quote rows."""
+    primary = error.diag.message_primary if isinstance(error, PostgresError) else None
+    if primary is not None and isinstance(error, PostgresError):
+        return redact(f"{primary} ({error.sqlstate})")
+    return redact(str(error))
+
 
 _LEASE_LOST: Final = "KE001"
 _LOCKED: Final = "55P03"

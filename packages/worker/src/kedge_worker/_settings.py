@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from psycopg import Error as PostgresError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kedge import schema as kedge_schema
 from kedge.durations import Duration, parse_duration
 from kedge.errors import InvalidOptionError
 from kedge.names import check_queue
+from kedge.redaction import hide
 
 # Engine connections: plans must not flip with the statistics, no statement may outlive the lease it works under, and
 # what somebody has made in a schema of the path, such as an operator that fits better than ours, is not met.
@@ -54,6 +56,14 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         _between("poll", self.poll_s, 0.05, 60)
         _between("grace", self.grace_s, 0, 86_400)
         _between("transaction_connections", self.transaction_connections, 1, 1_000)
+
+    def __repr__(self) -> str:
+        # Without the database's URL, which may hold a password: a repr ends up in logs.
+        shown = (f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__ if name != "database_url")
+        return f"WorkerSettings({', '.join(shown)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "database_url"]
 
     def journal_conninfo(self) -> str:
         """For the leased statements: nobody waits for a run's row longer than 50 ms."""
@@ -103,12 +113,19 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def database_url(given: str | None) -> str:
-    """The given one, `KEDGE_DATABASE_URL`, `DATABASE_URL`, else libpq's own; forms of other drivers are understood."""
+    """
+    The given one, `KEDGE_DATABASE_URL`, `DATABASE_URL`, else libpq's own; forms of other drivers are understood.
+
+    Its password is taken out of error texts from here on.
+
+    Raises:
+        InvalidOptionError: It cannot be read. The message does not repeat it: it may hold a password.
+    """
     url = given or os.environ.get("KEDGE_DATABASE_URL") or os.environ.get("DATABASE_URL") or ""
     scheme, separator, rest = url.partition("://")
     if separator and scheme.split("+")[0] in ("postgres", "postgresql"):
-        return f"postgresql://{rest}"
-    return url
+        return _readable(f"postgresql://{rest}")
+    return _readable(url)
 
 
 def make_settings(
@@ -152,6 +169,19 @@ def make_settings(
         return msgspec.convert(values, WorkerSettings, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidOptionError(f"worker settings: {error}") from error
+
+
+def _readable(url: str) -> str:
+    try:
+        known = conninfo_to_dict(url)
+    except (PostgresError, UnicodeError):
+        raise InvalidOptionError(
+            "the database's URL cannot be read: write postgresql://user:password@host:5432/database"
+            " or 'host=... dbname=...'"
+        ) from None
+    secrets = (known.get(name) for name in ("password", "sslpassword"))
+    hide(os.environ.get("PGPASSWORD"), *(str(secret) for secret in secrets if secret))
+    return url
 
 
 def _keepalives(lease_s: float) -> dict[str, str]:

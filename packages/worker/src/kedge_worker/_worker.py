@@ -19,7 +19,7 @@ from kedge.errors import DefinitionError, InvalidOptionError, PrivilegesError, S
 from kedge.retry import Retry
 from kedge.schema import SCHEMA_VERSION
 from kedge_worker._definitions import check_retry
-from kedge_worker._errors import PostgresError, TroubleError, does_not_fit, is_lease_lost, lacks_privileges
+from kedge_worker._errors import PostgresError, TroubleError, does_not_fit, is_lease_lost, lacks_privileges, said
 from kedge_worker._life import Life
 from kedge_worker._migrator import check_schema
 from kedge_worker._registry import Registry, Workflow
@@ -303,7 +303,7 @@ class Worker:
 def _explained(error: BaseException) -> BaseException:
     """An error that says what is wrong with the database, as one that says what to do."""
     if lacks_privileges(error):
-        return PrivilegesError(f"this role may not do a worker's work: {error}", "42501")
+        return PrivilegesError(f"this role may not do a worker's work: {said(error)}", "42501")
     if does_not_fit(error):
         return SchemaError(0, SCHEMA_VERSION, "kedge-worker migrate")
     return error
