@@ -69,14 +69,7 @@ def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, offset: str) -> Generat
     [
         "-3600",
         "+3600",
-        # 0.64 s of the database for a nap of 0.7 s: exactly what the drift makes of it.
-        pytest.param(
-            "+0 x1.1",
-            marks=pytest.mark.xfail(
-                reason="a wait in memory ends by the event loop's timer, unasked of the database's clock: a monotonic"
-                " clock that runs fast ends it early by its drift"
-            ),
-        ),
+        "+0 x1.1",
         "+0 x0.9",
         "jump",
     ],

@@ -23,7 +23,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self.mail: dict[UUID, list[Mail]] = {}
-        self.times: list[tuple[UUID, str, int]] = []
+        self.times: list[tuple[UUID, str, int, float]] = []
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.asked = asyncio.Event()
@@ -37,7 +37,8 @@ class Inbox:
         await self.may_answer.wait()
         return answer
 
-    async def times_up(self, _: Sequence[UUID]) -> list[tuple[UUID, str, int]]:
+    async def times_up(self, _: Sequence[UUID], *, within_s: float) -> list[tuple[UUID, str, int, float]]:
+        del within_s
         self.clock_looks += 1
         answer = list(self.times)
         self.asked.set()
@@ -62,6 +63,7 @@ class Waiting:
             self._keep,
             changed=lambda: None,
             look=self.attendant.ring,
+            look_at_clock=self.attendant.ring_clock,
         )
         self.runs[self.run_id] = self.waits
 
@@ -126,7 +128,7 @@ async def test_an_event_that_was_there_before_the_time_was_up_counts_though_a_lo
 async def test_the_time_of_an_attempt_that_is_over_does_not_end_the_pause_before_the_next() -> None:
     waiting = Waiting()
     first = waiting.poll(1)
-    waiting.inbox.times = [(waiting.run_id, "check", 1)]
+    waiting.inbox.times = [(waiting.run_id, "check", 1, 0.0)]
     waiting.inbox.may_answer.clear()
     looking = asyncio.create_task(waiting.attendant.look_at_clock())
     await waiting.inbox.asked.wait()
@@ -167,3 +169,19 @@ async def test_mail_that_was_read_is_not_asked_for_for_ever() -> None:
 
     await waiting.attendant.look()
     assert waiting.inbox.known == []
+
+
+async def test_a_time_that_has_come_by_this_machines_clock_ends_when_it_has_come_by_the_databases() -> None:
+    waiting = Waiting()
+    wait = waiting.poll(0)
+    waiting.inbox.times = [(waiting.run_id, "check", 0, 0.01)]
+    async with attended(waiting):
+        waiting.waits.arm(wait, 0.0)
+        await waiting.inbox.asked.wait()
+        waiting.inbox.asked.clear()
+        assert wait.future is not None
+        # Asked again when it is said to have come.
+        await waiting.inbox.asked.wait()
+        assert not wait.future.done()
+        waiting.inbox.times = [(waiting.run_id, "check", 0, -0.001)]
+        await wait.future

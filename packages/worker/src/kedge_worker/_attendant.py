@@ -46,33 +46,51 @@ class Attendant:
         self._opened = opened
         self._waiting = waiting
         self._bell = asyncio.Event()
+        self._mail_rings = False
+        self._clock_rings = False
         self._clock_at = 0.0
         """When the clock was looked at last, in the event loop's time."""
 
     def ring(self) -> None:
         """There may be mail."""
+        self._mail_rings = True
+        self._bell.set()
+
+    def ring_clock(self) -> None:
+        """By this machine's clock the time of a wait has come."""
+        self._clock_rings = True
         self._bell.set()
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_PERIOD_S):
                     await self._bell.wait()
-            rang = self._bell.is_set()
+            if not self._bell.is_set():
+                self._mail_rings = True
             self._bell.clear()
             try:
-                await self.look()
-                # Also where the bell rings all the time.
-                if not rang or loop.time() - self._clock_at >= _PERIOD_S:
-                    await self.look_at_clock()
-                    self._clock_at = loop.time()
+                await self._answer()
             except PostgresError as error:
                 if does_not_fit(error):
                     raise
                 _log.warning("attendant: %s", error)
                 await asyncio.sleep(_PERIOD_S)
-                self._bell.set()  # what was asked for has not been answered
+                # What was asked for has not been answered.
+                self.ring_clock()
+                self.ring()
+
+    async def _answer(self) -> None:
+        loop = asyncio.get_running_loop()
+        # Also where the bell rings all the time.
+        if self._clock_rings or loop.time() - self._clock_at >= _PERIOD_S:
+            self._clock_rings = False
+            await self.look_at_clock()
+            self._clock_at = loop.time()
+        # By now a time that has come may have asked for it: what came before it counts.
+        if self._mail_rings:
+            self._mail_rings = False
+            await self.look()
 
     async def look(self) -> None:
         """Fetch the mail of all runs that wait."""
@@ -89,8 +107,8 @@ class Attendant:
             waits.has_looked(due[run_id])
 
     async def look_at_clock(self) -> None:
-        """End the waits whose time has come by the database's clock."""
+        """End the waits whose time has come by the database's clock; set the timers of those that are near."""
         if self._waiting:
-            for run_id, key, attempt in await self._store.times_up(list(self._waiting)):
+            for run_id, key, attempt, left_s in await self._store.times_up(list(self._waiting), within_s=2 * _PERIOD_S):
                 if (waits := self._waiting.get(run_id)) is not None:
-                    waits.come(key, attempt)
+                    waits.comes_in(key, attempt, left_s)

@@ -48,6 +48,9 @@ _MOST_REFUSALS: Final = 1000
 class Owner(Protocol):
     """What an execution tells its executor."""
 
+    look_at_clock: Callable[[], None] | None
+    """By this machine's clock a time has come; None: this clock is all there is."""
+
     def stopped(self, execution: Execution, /) -> None:
         """Something else than the handler's own end decided; called once."""
         ...
@@ -291,6 +294,7 @@ class Execution(KeptValues):
                 self._keep_wait,
                 changed=lambda: self.owner.waits_changed(self),
                 look=self.owner.look,
+                look_at_clock=self.owner.look_at_clock,
             )
         return self.waits
 

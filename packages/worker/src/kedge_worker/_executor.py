@@ -42,6 +42,7 @@ class Executor:
         on_free: Called when a run has left memory.
         linger_s: How long a run that only waits stays in memory.
         look: Called when there may be mail for a run that waits.
+        look_at_clock: Called when by this machine's clock the time of a wait has come; None: then it has come.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Executor:
         on_free: Callable[[], None] | None = None,
         linger_s: Callable[[], float] = lambda: 0.0,
         look: Callable[[], None] = lambda: None,
+        look_at_clock: Callable[[], None] | None = None,
     ) -> None:
         self.runs: dict[UUID, LiveRun] = {}
         """Every run that this worker owns as far as it knows: executed, unwinding, or with its move on the way."""
@@ -67,6 +69,7 @@ class Executor:
         self._on_free = on_free
         self._parking = Parking(linger_s)
         self.look = look
+        self.look_at_clock = look_at_clock
         self.waiting: dict[UUID, RunWaits] = {}
         """The runs in memory that wait for mail or times."""
         self._branches: BranchTasks | None = None

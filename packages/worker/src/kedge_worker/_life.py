@@ -116,6 +116,7 @@ class Life:
             on_free=self._slot_freed,
             linger_s=self._linger_s,
             look=self._look,
+            look_at_clock=self._look_at_clock,
         )
         self._attendant = Attendant(self.store, self.executor.waiting, self._opened_mail)
         self.claimer = Claimer(
@@ -356,6 +357,9 @@ class Life:
 
     def _look(self) -> None:
         self._attendant.ring()
+
+    def _look_at_clock(self) -> None:
+        self._attendant.ring_clock()
 
     def _takes(self, queue: str, workflow: str) -> bool:
         return not self._alone.is_on and self.claimer.takes(queue, workflow)

@@ -300,8 +300,8 @@ OWNED: Final = "select r.id, r.epoch from kedge.runs r where r.worker_id = $1::u
 
 # The memo, behind the fence: the run's row, locked until the commit. No lock on the worker's row: a take back needs the
 # run's. No row in the count: somebody else owns the run. A client that stops here, before its COMMIT, would hold the
-# run beyond its lease: from now on the session may stand idle for a third of it. A server that was promoted meanwhile has
-# another timeline: what the run stands on may not have reached it.
+# run beyond its lease: from now on the session may stand idle for a third of it. A server that was promoted meanwhile
+# has another timeline: what the run stands on may not have reached it.
 KEEP_TRANSACTION: Final = """
     insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
     select r.id, kedge.instant(), %(seq)s, r.epoch, %(took_ms)s, 't', %(key)s, %(value)s, %(meta)s
@@ -380,7 +380,7 @@ REQUESTS: Final = """
      where r.worker_id = %(worker)s and r.state = 'r' and (r.request is not null or r.is_observed)
 """
 
-# For runs in memory that wait: unread mail that is not known yet, and waits whose time has come.
+# For runs in memory that wait: unread mail that is not known yet, and waits whose time has come or is near.
 NEW_MAIL: Final = """
     select m.run_id, m.id, m.seq, m.slot, m.payload
       from unnest(%(runs)s::uuid[]) as i(id)
@@ -391,11 +391,11 @@ NEW_MAIL: Final = """
 """
 
 TIMES_UP: Final = """
-    select w.run_id, w.key, w.attempt
+    select w.run_id, w.key, w.attempt, extract(epoch from w.due_at - kedge.clock())::float8
       from unnest(%(runs)s::uuid[]) as i(id)
      cross join lateral (
-           select w.run_id, w.key, w.attempt from kedge.waits w
-            where w.run_id = i.id and w.due_at <= kedge.clock() offset 0) w
+           select w.run_id, w.key, w.attempt, w.due_at from kedge.waits w
+            where w.run_id = i.id and w.due_at <= kedge.clock() + make_interval(secs => %(within_s)s) offset 0) w
 """
 
 # ---- the end of a worker ------------------------------------------------------------------------------------------

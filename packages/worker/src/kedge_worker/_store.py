@@ -163,10 +163,13 @@ class Store:
             mail.setdefault(cast("UUID", run), []).append(one)
         return mail
 
-    async def times_up(self, runs: Sequence[UUID]) -> list[tuple[UUID, str, int]]:
-        """The waits (key, attempt) of these runs whose time has come, by the database's clock."""
-        rows = await self._execute(TIMES_UP, {"runs": list(runs)})
-        return [(cast("UUID", run), str(key), cast("int", attempt)) for run, key, attempt in rows]
+    async def times_up(self, runs: Sequence[UUID], *, within_s: float) -> list[tuple[UUID, str, int, float]]:
+        """The waits (key, attempt, seconds left) of these runs whose time has come or is near, by its clock."""
+        rows = await self._execute(TIMES_UP, {"runs": list(runs), "within_s": within_s})
+        return [
+            (cast("UUID", run), str(key), cast("int", attempt), cast("float", left_s))
+            for run, key, attempt, left_s in rows
+        ]
 
     async def start_child(
         self, parent: UUID, epoch: int, child: UUID, terms: StartTerms, *, is_dependent: bool
@@ -180,7 +183,7 @@ class Store:
         if not rows:
             return None
         ((run_id, _, _, conflict),) = rows
-        return Started(cast("UUID | None", run_id), cast("str | None", conflict))
+        return Started(cast("UUID", run_id), cast("str | None", conflict))
 
     async def take_back(self, but: Sequence[UUID] = ()) -> TakenBack | None:
         """Free the runs of one dead worker, but not of these; None: nobody else is dead."""

@@ -114,6 +114,7 @@ class RunWaits:
         keep: Queues a journal row of the run and answers its seq; None: nothing may be kept any more.
         changed: Called when the run begins to wait, and when it no longer does.
         look: Asks for a look at the run's mail.
+        look_at_clock: Asks for a look at the database's clock, which alone ends a time; None: there is no database.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class RunWaits:
         keep: Callable[[Kept, str], int | None],
         changed: Callable[[], None],
         look: Callable[[], None],
+        look_at_clock: Callable[[], None] | None = None,
     ) -> None:
         self._run = run
         self._journal = journal
@@ -131,6 +133,7 @@ class RunWaits:
         self._keep = keep
         self._changed = changed
         self._look = look
+        self._look_at_clock = look_at_clock
         self._stored = {wait.key: wait for wait in run.claimed.waits}
         self._asked: set[str] = set()
         self._mail: list[Mail] = []
@@ -230,9 +233,25 @@ class RunWaits:
         return False
 
     def arm(self, wait: Wait, seconds: float | None) -> None:
-        """Let the wait's time begin: it is stored, so this cannot be early."""
+        """Let the wait's time begin: it is stored."""
         if seconds is not None and wait.future is not None and not wait.future.done():
-            wait.timer = self._loop.call_later(max(seconds, 0.0), self.come, wait.key, wait.attempt)
+            if wait.timer is not None:
+                wait.timer.cancel()
+            wait.timer = self._loop.call_later(max(seconds, 0.0), self._ring, wait.key, wait.attempt)
+
+    def _ring(self, key: str, attempt: int) -> None:
+        # This machine's clock may run faster than the database's: then it is asked again.
+        if self._look_at_clock is None:
+            self.come(key, attempt)
+        else:
+            self._look_at_clock()
+
+    def comes_in(self, key: str, attempt: int, seconds: float) -> None:
+        """What the database says of the time that is left."""
+        if seconds <= 0:
+            self.come(key, attempt)
+        elif (wait := self.open.get(key)) is not None and wait.attempt == attempt and not wait.is_due:
+            self.arm(wait, seconds)
 
     def end(self, wait: Wait) -> None:
         """The operation has been served, or has given up."""
