@@ -11,7 +11,7 @@ export UV_LINK_MODE ?= copy
 CHECKED := packages tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-peers bench-growth lock format clean
+.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-peers bench-growth audit lock format clean
 
 help:
 	@echo "make setup         set up .tools and .venv (done by all others when needed)"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench         runs/s, steps/s, latencies (by hand, never a test)"
 	@echo "make bench-peers   kedge beside DBOS, Absurd, Procrastinate and PgQueuer (an hour)"
 	@echo "make bench-growth  the cost of a claim with 1,000,000 finished and 100,000 sleeping runs"
+	@echo "make audit         known faults in what is locked, and its bills of materials in dist/ (asks the network)"
 	@echo "make lock          renew requirements/*.txt"
 	@echo "make format        format and fix what can be fixed"
 
@@ -102,6 +103,34 @@ bench-growth: setup
 bench-peers: setup .venv-peers/requirements.stamp
 	@KEDGE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m benchmarks.peers.compare
 
+# Tools of its own: what looks at the locked environment must not stand in it.
+.audit/requirements.stamp: .tools/uv.stamp requirements/audit.txt
+	@echo "==> pip-audit and cyclonedx-py into .audit"
+	@test -x .audit/bin/python || $(UV) venv -q --python "$$(command -v $(PYTHON))" .audit
+	@$(UV) pip install -q -p .audit/bin/python --require-hashes -r requirements/audit.txt
+	@touch $@
+
+AUDITED := worker api dev uv audit
+
+# --strict: a package about which nothing could be learned is no package without faults.
+audit: .audit/requirements.stamp
+	@mkdir -p dist
+	@echo "==> bills of materials: $(foreach set,worker api,dist/sbom-$(set).json)"
+	@for set in worker api; do \
+		SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .audit/bin/cyclonedx-py requirements requirements/$$set.txt \
+			--output-reproducible --of JSON -o dist/sbom-$$set.json || exit 1; \
+	done
+	@echo "==> known faults of: $(foreach set,$(AUDITED),requirements/$(set).txt)"
+	@faults=0; unknown=0; for set in $(AUDITED); do \
+		said=$$(.audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+			-r requirements/$$set.txt 2>&1) && echo "$$set: no known faults" && continue; \
+		echo "$$said" | sed "s/^/$$set: /"; \
+		case "$$said" in *" known vulnerabilit"*) faults=1;; *) unknown=1;; esac; \
+	done; \
+	test $$unknown = 0 || echo "audit: THE VULNERABILITY SERVICE COULD NOT BE ASKED about all of it: nothing is proved. Run it where https://pypi.org/pypi/ answers (a mirror of packages is not enough)."; \
+	test $$faults = 0 || echo "audit: there are known faults: raise those packages with make lock LOCK_OPTIONS='-P name'."; \
+	test $$faults$$unknown = 00
+
 LOCK_OPTIONS ?= --upgrade
 LOCK := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-emit-index-url --no-emit-find-links --no-emit-package kedge $(LOCK_OPTIONS)
@@ -112,6 +141,7 @@ lock: .tools/uv.stamp
 	@$(LOCK) requirements/uv.in -o requirements/uv.txt
 	@$(LOCK) requirements/dev.in $(wildcard packages/*/pyproject.toml) -o requirements/dev.txt
 	@$(LOCK) requirements/peers.in -o requirements/peers.txt
+	@$(LOCK) requirements/audit.in -o requirements/audit.txt
 	@# The images get what was tested: the versions of the development environment.
 	@$(LOCK) requirements/api.in packages/client/pyproject.toml -c requirements/dev.txt --no-annotate -o requirements/api.txt
 	@$(LOCK) requirements/worker.in packages/worker/pyproject.toml -c requirements/dev.txt --no-annotate -o requirements/worker.txt
@@ -121,5 +151,5 @@ format: setup
 	@$(BIN)/ruff check --fix $(CHECKED)
 
 clean:
-	rm -rf .tools .venv .venv-peers dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .tools .venv .venv-peers .audit dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +
