@@ -3,8 +3,8 @@ The protocol as a machine of small steps: each is one statement of one transacti
 
 A statement sees what is committed when it begins; what it writes counts from its commit on. A lock of a row is held
 until then. Workers may be stopped beyond their lease and go on as if nothing had been (zombies); they may die, and then
-the transaction that the server has in hand commits or does not; an answer may be lost, and with it the knowledge whether
-the transaction has committed. `Broken` takes one of the precautions away.
+the transaction that the server has in hand commits or does not; an answer may be lost, and with it the knowledge
+whether the transaction has committed. `Broken` takes one of the precautions away.
 
 Run 0 keeps a step, waits for an event with a timeout, waits for another one without, and completes. As a parent it
 starts run 1, waits for its end, and completes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import md5
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 from uuid import UUID
 
 TERMINAL: Final = "cfx"
@@ -18,6 +18,14 @@ TERMINAL: Final = "cfx"
 
 SKIPPABLE: Final = "edpu"
 """Kinds of waits that a fast-forward ends: for an event, a time, a poll, a resume."""
+
+NOBODY: Final = UUID(int=0)
+
+Name: TypeAlias = tuple[str | None, str]
+"""A key, or a singleton's, belongs to a tenant: those of two never meet."""
+
+_ABOUT_CHILDREN: Final = ("dependents", "descendants")
+"""Of a cancel's letter: not for the run itself, which has ended."""
 
 MOST_CRASHES: Final = 5
 """The run fails: two take backs beside others, three alone."""
@@ -85,6 +93,10 @@ class Run:
     watchers: set[tuple[UUID, str]] = field(default_factory=set[tuple[UUID, str]])
 
     @property
+    def name(self) -> Name:
+        return self.tenant, self.key or ""
+
+    @property
     def is_live(self) -> bool:
         return self.status not in TERMINAL
 
@@ -128,8 +140,8 @@ class Model:
         self.runs: dict[UUID, Run] = {}
         self.workers: dict[UUID, Worker] = {}
         self.inbox: list[Letter] = []
-        self.keys: dict[str, UUID] = {}
-        self.newest: dict[str, UUID] = {}
+        self.keys: dict[Name, UUID] = {}
+        self.newest: dict[Name, UUID] = {}
         """Of a singleton."""
         self._seq = 0
 
@@ -147,19 +159,16 @@ class Model:
     ) -> tuple[UUID | None, bool, str | None]:
         """The run, whether it was created, the conflict."""
         active: list[Run] = []
+        name = (tenant, key or "")
         if singleton is not None:
-            for other in self.active(key or ""):
-                if singleton == "cancel_old" and other.tenant == tenant:
-                    active.append(other)
-                    continue
-                is_ours = other.tenant == tenant
-                return other.id if is_ours else None, False, None if singleton == "return" and is_ours else "active"
-            self.newest[key or ""] = id_
+            active = self.active(name)
+            if active and singleton != "cancel_old":
+                return active[0].id, False, None if singleton == "return" else "active"
+            self.newest[name] = id_
         elif key is not None:
-            if key in self.keys:
-                holder = self.runs[self.keys[key]]
-                return (holder.id, False, None) if holder.tenant == tenant else (None, False, "input")
-            self.keys[key] = id_
+            if name in self.keys:
+                return self.keys[name], False, None
+            self.keys[name] = id_
         run = Run(id_, tenant, key, singleton is not None, timeout=timeout)
         run.due = self.now + delay if delay else None
         run.status = "w" if delay or active else "p"
@@ -175,11 +184,11 @@ class Model:
             self._post(active[0].id, ("replace", id_), "x")
         return id_, True, None
 
-    def active(self, key: str) -> list[Run]:
+    def active(self, name: Name) -> list[Run]:
         """Of a singleton: the live runs, the newest first."""
-        live = [r for r in self.runs.values() if r.is_live and r.is_singleton and r.key == key]
+        live = [r for r in self.runs.values() if r.is_live and r.is_singleton and r.name == name]
         live.sort(key=lambda r: r.id, reverse=True)
-        return sorted(live, key=lambda r: r.id != self.newest.get(key))
+        return sorted(live, key=lambda r: r.id != self.newest.get(name))
 
     def may_control(self, kind: str, run: Run, wait: str | None = None) -> bool:
         """Whether a letter is taken: refused is only what is certain."""
@@ -243,13 +252,13 @@ class Model:
             for run in self.runs.values():
                 if any(w.slot == letter.slot for w in run.waits.values()):
                     self.inbox.append(Letter(letter.seq, run.id, letter.id, "e", letter.slot))
-        elif letter.kind == "x" and letter.slot in {"cascade", "dependents"}:
+        elif letter.kind == "x" and letter.slot in {"cascade", *_ABOUT_CHILDREN}:
             parent = self.runs[letter.run] if letter.run else None
-            for run in list(self.runs.values()):
-                means = run.is_dependent if letter.slot == "dependents" else parent is not None and parent.is_live
-                if run.is_live and run.parent == letter.run and means:
-                    slot = None if letter.slot == "dependents" else letter.slot
-                    self._post(run.id, (letter.id, run.id), "x", slot)
+            for run in [r for r in self.runs.values() if r.is_live and r.parent == letter.run]:
+                if letter.slot == "dependents" and run.is_dependent:
+                    self._post(run.id, (letter.id, run.id), "x")
+                if letter.slot == "descendants" or (letter.slot == "cascade" and parent is not None and parent.is_live):
+                    self._post(run.id, (letter.id, run.id), "x", "cascade")
 
     def _sort(self, letter: Letter) -> None:
         run = self.runs.get(letter.run) if letter.run else None
@@ -285,9 +294,11 @@ class Model:
                     if wait.kind in kinds and letter.slot in {None, f"k:{key}"} and f"k:{key}" not in told:
                         self._mail(run, letter, f"k:{key}")
                         break
-            case "x" if run.is_live and letter.slot != "dependents":
+            case "x" if run.is_live and letter.slot not in _ABOUT_CHILDREN:
                 if run.status == "r":
                     run.request = "x"
+                    # It may start children until it has ended: its end will tell.
+                    run.watchers |= {(NOBODY, "descendants")} if letter.slot == "cascade" else set()
                 else:
                     self._end(run, "x")
             case "r" if run.status == "f":
@@ -325,9 +336,9 @@ class Model:
 
     def _retry(self, run: Run) -> None:
         if run.is_singleton:
-            if self.active(run.key or ""):
+            if self.active(run.name):
                 return
-            self.newest[run.key or ""] = run.id
+            self.newest[run.name] = run.id
         self._set_aside(run)
         run.status, run.due, run.request = "p", None, None
         run.epoch += 1
@@ -455,12 +466,15 @@ class Model:
         run.request, run.owner, run.due = None, None, None
         run.waits.clear()
         for watcher, key in sorted(run.watchers):
-            self._tell(run, watcher, key)
+            if watcher == NOBODY:
+                self._post(run.id, ("descendants", run.id, run.epoch), "x", "descendants")
+            else:
+                self._tell(run, watcher, key)
         run.watchers.clear()
         if run.has_dependents:
             self._post(run.id, ("dependents", run.id, run.epoch), "x", "dependents")
-        if run.is_singleton and self.newest.get(run.key or "") == run.id:
-            del self.newest[run.key or ""]
+        if run.is_singleton and self.newest.get(run.name) == run.id:
+            del self.newest[run.name]
 
     def _tell(self, run: Run, watcher: UUID, key: str) -> None:
         # The same letter whoever writes it, so that nobody is told twice.

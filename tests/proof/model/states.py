@@ -1,4 +1,4 @@
-"""The protocol's state: what is committed, what transactions have in hand, what workers believe, what may yet happen."""
+"""The protocol's state: what is committed, what transactions have in hand, what workers believe, what may come."""
 
 from __future__ import annotations
 

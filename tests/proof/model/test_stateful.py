@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from kedge.schema import functions, render
-from tests.proof.kit.lanes import amount, lane, setting, turn
+from tests.proof.kit.lanes import amount, lane, setting, thinned, turn
 from tests.proof.kit.plugin import Figure
 from tests.proof.model.machine import Machine
 from tests.proof.model.system import System
@@ -25,7 +25,7 @@ from tests.sessions import open_sessions
 def test_whatever_the_order_of_moves_the_database_stands_as_the_specification_says(
     part: int, database_url: str, figure: Figure
 ) -> None:
-    seconds = setting("MODEL_SECONDS", 45 if lane() == "full" else 6)
+    seconds = setting("MODEL_SECONDS", 45 if lane() == "full" else 4)
     begun = time.monotonic()
     seen: Counter[tuple[str, str]] = Counter()
     first = number = (turn() * 10 + part) * 10_000
@@ -47,7 +47,7 @@ def test_hypothesis_finds_no_short_way_to_where_the_database_stands_otherwise(da
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=amount(thin=5, full=100),
+                max_examples=amount(thin=3, full=60),
                 stateful_step_count=50,
                 deadline=None,
                 derandomize=False,
@@ -67,7 +67,7 @@ FAULTS: Final = [
 
 
 @pytest.mark.breaks_invariants
-@pytest.mark.parametrize(("where", "before", "after"), FAULTS, ids=[where for where, _, _ in FAULTS])
+@pytest.mark.parametrize(("where", "before", "after"), thinned(FAULTS, of=len(FAULTS)))
 def test_walks_find_a_fault(database_url: str, where: str, before: str, after: str) -> None:
     text = dict(functions())[where]
     assert before in text

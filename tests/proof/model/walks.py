@@ -12,11 +12,11 @@ from tests.proof.model.machine import EVENTS, MOVES, RULES, TENANTS, Machine
 _RULES: Final[list[tuple[int, str, dict[str, Sequence[Any]]]]] = [
     (2, "begin_run", {
         "tenant": TENANTS, "kind": ("plain", "key", "raise", "return", "cancel_old"), "delay": (0, 0, 1, 3),
-        "timeout": (None, None, 2, 5),
+        "timeout": (None, None, None, 3, 9),
     }),
     (5, "post", {"n": range(4096), "kind": "xXsssuuuurrggeeeeeetb", "stranger": (False, False, False, True)}),
     (6, "sort", {"limit": (1, 3, 500, 500, 500, 500)}),
-    (2, "advance", {"units": (1, 1, 3), "expire": (False, True)}),
+    (2, "advance", {"units": (1, 1, 3), "expire": (False, False, True)}),
     (5, "claim", {"n": range(4096), "limit": (1, 2, 100, 100)}),
     (9, "work", {"n": range(4096), "op": RULES, "delay": (0, 1, 3)}),
     (5, "move", {"n": range(4096), "op": MOVES, "delay": (0, 1, 3)}),
