@@ -134,6 +134,7 @@ def start_many(
     runs: Sequence[UUID],
     *,
     keys: Sequence[str | None] | None = None,
+    resources: Sequence[str | None] | None = None,
     tags: Sequence[str] | None = None,
     delay_s: float | None = None,
     timeout_s: float | None = None,
@@ -143,7 +144,7 @@ def start_many(
     """`start_runs_v1`: what it says of the runs that were not simply created."""
     rows = session.rows(
         "select place, run_id, created, status, conflict from kedge.start_runs_v1($1::uuid[], $2, $3, 0, $4::bytea[],"
-        " null, $5::text[], $6::bytea[], 'return', null, $7, null, $8::text[], $9, $10, $11)",
+        " null, $5::text[], $6::bytea[], 'return', $12::text[], $7, null, $8::text[], $9, $10, $11)",
         (
             list(runs),
             WORKFLOW,
@@ -156,6 +157,7 @@ def start_many(
             strict,
             timeout_s,
             singleton,
+            None if resources is None else list(resources),
         ),
     )
     return [(place, Started(*rest)) for place, *rest in rows]

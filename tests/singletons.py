@@ -22,6 +22,7 @@ def gates(session: Session) -> list[UUID]:
 
 
 def holders(session: Session) -> list[tuple[str, str, UUID]]:
+    """By workflow and key; of all resources."""
     return session.rows("select workflow, key, run_id from kedge.singletons order by 1, 2")
 
 

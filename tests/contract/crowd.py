@@ -52,8 +52,9 @@ def fill(conn: psycopg.Connection) -> None:
         conn,
         "finished",
         FINISHED,
-        """insert into kedge.run_keys (workflow, key, run_id, hash)
-           select {workflow}, 'key-' || n, {id}, '\\x00' from generate_series(1, {count}) as n""",
+        """insert into kedge.run_keys (workflow, resource, key, run_id, hash)
+           select {workflow}, 'customer-' || n % 500, 'key-' || n, {id}, '\\x00'
+             from generate_series(1, {count}) as n""",
     )
     _execute(
         conn,

@@ -66,9 +66,9 @@ HOT_STARTS: Final[dict[str, Hot]] = {
     ),
     "start a singleton: those that live": Hot(
         side="client",
-        within=("singleton_runs", "return query\n        select r.id, r.state, r.resource"),
-        variables={"p_workflow": "text", "p_key": "text"},
-        arguments=("order@2", "key-3"),
+        within=("singleton_runs", "return query\n        select r.id, r.state"),
+        variables={"p_workflow": "text", "p_resource": "text", "p_key": "text"},
+        arguments=("order@2", "customer-3", "key-3"),
         by={"runs_singleton"},
         touches=1,
     ),

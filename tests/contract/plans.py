@@ -33,7 +33,7 @@ GROWING: Final = frozenset(
 _COMMENT: Final = re.compile(r"--[^\n]*")
 _NAMED: Final = re.compile(r"%\((\w+)\)s")
 _END: Final = re.compile(r";\s*\n|\n\s*loop\n")
-_INTO: Final = re.compile(r"\binto v_\w+(?:, v_\w+)*")
+_INTO: Final = re.compile(r"(?<!insert )\binto \w+(?:, \w+)*")
 
 
 class Plan:

@@ -101,7 +101,7 @@ GUARDS: Final = [
     Guard(
         "keys in their order",
         "api/start_runs_v1.sql",
-        "order by b.key nulls last, b.place offset 0",
+        'order by b.key collate "C" nulls last, b.resource collate "C" nulls first, b.place offset 0',
         "offset 0",
         start.test_a_batch_takes_its_keys_in_their_order_so_that_batches_in_any_order_do_not_deadlock,
     ),

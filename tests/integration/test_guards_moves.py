@@ -218,8 +218,8 @@ GUARDS: Final = [
     Guard(
         "a retry only tries to get the lock",
         "engine/retry_run.sql",
-        "if not pg_try_advisory_xact_lock(kedge.singleton_lock(v_run.workflow, v_run.key)) then",
-        "if pg_advisory_xact_lock(kedge.singleton_lock(v_run.workflow, v_run.key)) is null then",
+        "if not pg_try_advisory_xact_lock(kedge.singleton_lock(v_run.workflow, v_run.resource, v_run.key)) then",
+        "if pg_advisory_xact_lock(kedge.singleton_lock(v_run.workflow, v_run.resource, v_run.key)) is null then",
         control.test_a_retry_whose_singleton_a_caller_is_just_starting_stays_and_stops_nobody,
     ),
     Guard(

@@ -42,15 +42,15 @@ GUARDS: Final = [
     Guard(
         "the lock before the look",
         "api/start_run_v1.sql",
-        "perform pg_advisory_xact_lock(kedge.singleton_lock(p_workflow, p_key));",
+        "perform pg_advisory_xact_lock(kedge.singleton_lock(p_workflow, p_resource, p_key));",
         "",
         lambda s: at_once.test_of_two_racing_starts_of_a_singleton_exactly_one_is_active(s, "read committed", "raise"),
     ),
     Guard(
         "the row that an older snapshot stumbles over",
         "api/start_run_v1.sql",
-        "insert into kedge.singletons as s (workflow, key, run_id) values (v_name, p_key, p_id)\n"
-        "            on conflict (workflow, key) do update set run_id = excluded.run_id;",
+        "insert into kedge.singletons as s (workflow, resource, key, run_id) values (v_name, v_resource, p_key, p_id)\n"
+        "            on conflict (workflow, resource, key) do update set run_id = excluded.run_id;",
         "",
         lambda s: at_once.test_a_caller_with_an_old_snapshot_fails_instead_of_missing_the_active_run(
             s, "repeatable read", "raise"
@@ -59,7 +59,7 @@ GUARDS: Final = [
     Guard(
         "the row goes to the newest run",
         "api/start_run_v1.sql",
-        "on conflict (workflow, key) do update set run_id = excluded.run_id",
+        "on conflict (workflow, resource, key) do update set run_id = excluded.run_id",
         "on conflict do nothing",
         lambda s: singletons.test_cancel_old_asks_for_the_old_runs_end_and_waits_for_it_behind_a_gate(
             s.open(), "pending"
@@ -75,13 +75,32 @@ GUARDS: Final = [
         ),
     ),
     Guard(
-        "the resource",
-        "api/start_run_v1.sql",
-        "p_singleton = 'cancel_old' and v_holder.resource is not distinct from p_resource",
-        "p_singleton = 'cancel_old'",
-        lambda s: singletons.test_an_active_run_of_another_resource_is_neither_named_nor_touched(
-            s.open(), "cancel_old"
-        ),
+        "a singleton of its resource",
+        "engine/singletons.sql",
+        "and coalesce(r.resource, '') = coalesce(p_resource, '') and r.key = p_key",
+        "and r.key = p_key",
+        lambda s: singletons.test_a_singleton_is_one_for_each_resource(s.open(), "cancel_old"),
+    ),
+    Guard(
+        "a lock of its resource",
+        "engine/singletons.sql",
+        "hashtextextended(coalesce(p_resource, '') collate \"C\",",
+        "hashtextextended('' collate \"C\",",
+        lambda s: at_once.test_a_start_does_not_wait_for_the_singleton_of_another_resource(s, "raise"),
+    ),
+    Guard(
+        "the row of its resource goes with the end",
+        "engine/end_runs.sql",
+        "and s.resource = coalesce(f.resource, '') and s.key",
+        "and s.resource = '' and s.key",
+        lambda s: singletons.test_the_row_of_a_resource_goes_with_the_end_and_the_others_stay(s.open()),
+    ),
+    Guard(
+        "keys of a batch in the order of their resources too",
+        "api/start_runs_v1.sql",
+        'b.resource collate "C" nulls first, ',
+        "",
+        start.test_two_batches_with_the_same_key_of_the_same_resources_do_not_deadlock,
     ),
     Guard(
         "live runs count, not the row",
@@ -172,7 +191,7 @@ GUARDS: Final = [
     Guard(
         "the lock before the look",
         "api/rerun_run_v1.sql",
-        "perform pg_advisory_xact_lock(kedge.singleton_lock(v_old.workflow, coalesce(v_old.key, '')));",
+        "perform pg_advisory_xact_lock(kedge.singleton_lock(v_old.workflow, v_old.resource, coalesce(v_old.key, '')));",
         "",
         rerun.test_of_a_singletons_start_and_a_rerun_at_the_same_time_one_is_active,
     ),

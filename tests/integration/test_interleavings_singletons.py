@@ -156,7 +156,8 @@ def test_a_row_that_has_outlived_its_run_keeps_nobody_out(db: Session) -> None:
     (claimed,) = moves.claim_alone(db, worker)
     moves.end(db, worker, claimed)
     db.rows(
-        "insert into kedge.singletons values ('order', 'k', $1) on conflict (workflow, key) do update set run_id = $1",
+        "insert into kedge.singletons values ('order', 'k', $1, '') on conflict (workflow, resource, key)"
+        " do update set run_id = $1",
         (claimed.id,),
     )
 
@@ -164,17 +165,28 @@ def test_a_row_that_has_outlived_its_run_keeps_nobody_out(db: Session) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_an_active_run_of_another_resource_is_neither_named_nor_touched(db: Session, policy: str) -> None:
-    moves.start(db, key="k", singleton="raise", resource="alice")
+def test_a_singleton_is_one_for_each_resource(db: Session, policy: str) -> None:
+    others = [of(moves.start(db, key="k", singleton="raise", resource=resource)) for resource in ("alice", None)]
 
-    answer = moves.start(db, key="k", singleton=policy, resource="bob")
-    with pytest.raises(psycopg.Error) as strict:
-        moves.start(db, key="k", singleton=policy, resource="bob", strict=True)
+    mine = moves.start(db, key="k", singleton=policy, resource="bob")
+    again = moves.start(db, key="k", singleton="raise", resource="bob")
 
-    assert answer == moves.Started(None, created=False, status=None, conflict="active")
-    assert strict.value.sqlstate == "KE010"
-    assert " " not in str(strict.value.diag.message_detail)
+    assert mine == moves.Started(of(mine), created=True, status="pending", conflict=None)
+    assert again == moves.Started(of(mine), created=False, status="pending", conflict="active")
     assert moves.letters(db) == []
+    assert active(db) == sorted([*others, of(mine)])
+    assert len(holders(db)) == 3
+
+
+def test_the_row_of_a_resource_goes_with_the_end_and_the_others_stay(db: Session) -> None:
+    worker = moves.register(db)
+    moves.start(db, key="k", singleton="raise", resource="alice")
+    (claimed,) = moves.claim_alone(db, worker)
+    others = [of(moves.start(db, key="k", singleton="raise", resource=resource)) for resource in ("bob", None)]
+
+    moves.end(db, worker, claimed)
+
+    assert sorted(run for _, _, run in holders(db)) == sorted(others)
 
 
 @pytest.mark.parametrize("policy", ["", "replace"])

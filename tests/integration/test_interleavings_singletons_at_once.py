@@ -137,13 +137,50 @@ def test_a_callers_open_start_of_a_singleton_blocks_no_claim_and_no_flush(sessio
     assert moves.status(db, old) == "completed"
 
 
-def test_a_lock_of_another_schema_or_key_is_another_lock(db: Session) -> None:
-    def lock(workflow: str, key: str) -> int:
-        number: int = db.value("select kedge.singleton_lock($1, $2)", (workflow, key))
+def test_a_lock_of_another_schema_resource_or_key_is_another_lock(db: Session) -> None:
+    def lock(workflow: str, key: str, resource: str | None = None) -> int:
+        number: int = db.value("select kedge.singleton_lock($1, $2, $3)", (workflow, resource, key))
         return number
 
-    assert lock("order@1", "k") == lock("order@2", "k") == lock("order", "k")
+    assert lock("order@1", "k") == lock("order@2", "k") == lock("order", "k") == lock("order", "k", "")
     assert len({lock("order", "k"), lock("order", ""), lock("orderk", ""), lock("orde", "rk")}) == 4
+    assert len({lock("order", "kr"), lock("order", "k", "r"), lock("order", "r", "k"), lock("order", "", "rk")}) == 4
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_start_does_not_wait_for_the_singleton_of_another_resource(sessions: Sessions, policy: str) -> None:
+    theirs, mine = sessions.open(), sessions.open(lock_timeout="50ms")
+    theirs.begin()
+    moves.start(theirs, key="k", singleton="cancel_old", resource="alice")
+
+    answer = moves.start(mine, key="k", singleton=policy, resource="bob")
+    theirs.commit()
+
+    assert answer.created
+
+
+def test_two_batches_with_the_same_singleton_of_the_same_resources_do_not_deadlock(sessions: Sessions) -> None:
+    one, other = sessions.open(), sessions.open()
+    one.begin()
+    moves.start(one, key="k", resource="a", singleton="return")
+
+    second = other.later(
+        moves.start_many,
+        [new_run_id() for _ in range(3)],
+        keys=["k"] * 3,
+        resources=["c", "b", "a"],
+        singleton="return",
+    )
+    sessions.wait_until_blocked(other, one)
+    moves.start_many(one, [new_run_id() for _ in range(2)], keys=["k"] * 2, resources=["b", "c"], singleton="return")
+    one.commit()
+
+    assert sorted((place, started.created) for place, started in second.result()) == [
+        (1, False),
+        (2, False),
+        (3, False),
+    ]
+    assert len(active(other)) == 3
 
 
 # ---- in bulk ------------------------------------------------------------------------------------------------------

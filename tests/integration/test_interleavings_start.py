@@ -235,6 +235,33 @@ def test_a_batch_takes_its_keys_in_their_order_so_that_batches_in_any_order_do_n
     assert len(moves.statuses(other)) == 3
 
 
+def test_two_batches_with_the_same_key_of_the_same_resources_do_not_deadlock(sessions: Sessions) -> None:
+    one, other = sessions.open(), sessions.open()
+    one.begin()
+    moves.start(one, key="k", resource="a")
+
+    second = other.later(moves.start_many, [new_run_id() for _ in range(3)], keys=["k"] * 3, resources=["c", "b", "a"])
+    sessions.wait_until_blocked(other, one)
+    moves.start_many(one, [new_run_id() for _ in range(2)], keys=["k"] * 2, resources=["b", "c"])
+    one.commit()
+
+    assert [started.created for _, started in second.result()] == [False] * 3
+    assert len(moves.statuses(other)) == 3
+
+
+def test_a_key_is_one_for_each_resource_and_one_for_those_without(sessions: Sessions) -> None:
+    theirs, mine = sessions.open(), sessions.open(lock_timeout="50ms")
+    theirs.begin()
+    alice = moves.start(theirs, key="k", resource="alice")
+
+    answers = [moves.start(mine, key="k", resource=resource) for resource in ("bob", None, "bob", None)]
+    theirs.commit()
+
+    assert [answer.created for answer in answers] == [True, True, False, False]
+    assert len({alice.run, *(answer.run for answer in answers)}) == 3
+    assert moves.start(mine, key="k", resource="alice").run == alice.run
+
+
 def test_a_bulk_start_with_one_key_twice_answers_the_second_with_the_first(db: Session) -> None:
     runs = [new_run_id() for _ in range(3)]
 

@@ -26,10 +26,10 @@ LEAVE: Final[dict[str, letters.Move]] = {
 """Every move out of running that is no end."""
 
 
-def failed(db: Session, singleton: str | None = None) -> moves.Claimed:
+def failed(db: Session, singleton: str | None = None, resource: str | None = None) -> moves.Claimed:
     """A new run that has failed."""
     worker = moves.register(db)
-    moves.start(db, singleton=singleton)
+    moves.start(db, singleton=singleton, resource=resource)
     (run,) = moves.claim_alone(db, worker)
     moves.end(db, worker, run, "f")
     return run
@@ -555,6 +555,17 @@ def test_a_retry_is_refused_while_another_run_of_its_singleton_is_active(db: Ses
 
     assert moves.statuses(db) == {run.id: "failed", other: "pending"}
     assert letters.notes(db, run.id) == ["retry: refused, another run with its key is active"]
+
+
+def test_a_retry_minds_no_active_singleton_of_another_resource(db: Session) -> None:
+    run = failed(db, singleton="raise", resource="alice")
+    (other,) = moves.started(db, singleton="raise", resource="bob")
+    letters.put(db, run.id, "r")
+
+    moves.sort_inbox(db)
+
+    assert moves.statuses(db) == {run.id: "pending", other: "pending"}
+    assert db.value("select count(*) from kedge.singletons") == 2
 
 
 def test_a_retry_whose_singleton_a_caller_is_just_starting_stays_and_stops_nobody(sessions: Sessions) -> None:

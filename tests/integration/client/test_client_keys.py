@@ -6,9 +6,9 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from kedge import InputConflictError, OnConflict, RunExistsError, WorkflowRef
+from kedge import InputConflictError, OnConflict, RunExistsError, RunRequest, WorkflowRef
 from tests import ends
-from tests.integration.client.orders import NOTIFY, ORDER, PROCESS, RECEIPT, Order
+from tests.integration.client.orders import NOTIFY, ORDER, PROCESS, RECEIPT, Order, Receipt
 from tests.twins import AnyClient, Twin, connected
 
 BY_ORDER = WorkflowRef("process-order", Order, str, key=lambda order: f"order:{order.order_id}")
@@ -92,15 +92,19 @@ async def test_a_taken_key_is_refused_where_the_request_says_so(twin: Twin, clie
     assert caught.value.existing_id == first.id
 
 
-async def test_a_key_of_another_resource_is_refused_without_naming_its_run(twin: Twin, client: AnyClient) -> None:
-    first = await twin.do(client.start, PROCESS(ORDER, key="k", resource="alice"))
+@pytest.mark.parametrize("on_conflict", ["return", "return_any_input", "raise"])
+async def test_a_key_belongs_to_a_resource(twin: Twin, client: AnyClient, on_conflict: OnConflict) -> None:
+    def ask(resource: str | None) -> RunRequest[Receipt]:
+        return PROCESS(ORDER, key="k", resource=resource, on_conflict=on_conflict)
 
-    for on_conflict in ("return", "return_any_input", "raise"):
-        with pytest.raises(InputConflictError, match="another resource") as caught:
-            await twin.do(client.start, PROCESS(ORDER, key="k", resource="bob", on_conflict=on_conflict))
+    first = [await twin.do(client.start, ask(resource)) for resource in ("alice", "bob", None)]
 
-        assert caught.value.existing_id is None
-        assert str(first.id) not in str(caught.value)
+    assert [run.created for run in first] == [True] * 3
+    assert len({run.id for run in first}) == 3
+    for run, resource in zip(first, ("alice", "bob", None), strict=True):
+        again = PROCESS(ORDER, key="k", resource=resource)
+        assert (await twin.do(client.start, again)).id == run.id
+    assert await twin.do(client.scoped("bob").start, PROCESS(ORDER, key="k")) == first[1]
 
 
 async def test_a_key_stays_taken_after_the_end(twin: Twin, client: AnyClient, conn: psycopg.Connection) -> None:
@@ -206,13 +210,14 @@ async def test_a_bulk_start_is_all_or_nothing(twin: Twin, client: AnyClient, on_
     assert await twin.do(client.count_runs) == 1
 
 
-async def test_a_bulk_start_names_no_run_of_another_resource(twin: Twin, client: AnyClient) -> None:
-    await twin.do(client.start, PROCESS(ORDER, key="k", resource="alice"))
+async def test_in_a_bulk_start_a_key_is_one_for_each_resource(twin: Twin, client: AnyClient) -> None:
+    alice = await twin.do(client.start, PROCESS(ORDER, key="k", resource="alice"))
 
-    with pytest.raises(InputConflictError) as caught:
-        await twin.do(client.start_many, [PROCESS(ORDER, key="k", resource="bob")])
+    requests = [PROCESS(ORDER, key="k", resource=resource) for resource in ("bob", "alice", None, "bob")]
+    bob, same, nobody, again = await twin.do(client.start_many, requests)
 
-    assert caught.value.existing_id is None
+    assert (same.id, bob.id) == (alice.id, again.id)
+    assert [run.created for run in (bob, same, nobody, again)] == [True, False, True, False]
 
 
 async def test_bulk_starts_with_the_same_keys_in_other_orders_do_not_deadlock(

@@ -74,17 +74,17 @@ async def test_an_idempotency_key_and_a_singletons_are_two_things(twin: Twin, cl
 
 
 @pytest.mark.parametrize("policy", ["raise", "return", "cancel_old"])
-async def test_a_run_of_another_resource_is_neither_named_nor_cancelled(
-    twin: Twin, client: AnyClient, policy: Singleton
-) -> None:
+async def test_a_singleton_is_one_for_each_resource(twin: Twin, client: AnyClient, policy: Singleton) -> None:
     first = await twin.do(client.scoped("alice").start, PROCESS(ORDER, singleton=policy))
+    unscoped = await twin.do(client.start, PROCESS(ORDER, singleton=policy))
+    second = await twin.do(client.scoped("bob").start, PROCESS(ORDER, singleton=policy))
 
-    with pytest.raises(RunActiveError, match="a run of another resource") as caught:
-        await twin.do(client.scoped("bob").start, PROCESS(ORDER, singleton=policy))
-
-    assert caught.value.existing_id is None
-    assert str(first.id) not in str(caught.value)
+    assert (first.created, unscoped.created, second.created) == (True, True, True)
+    assert {await twin.do(run.status) for run in (first, unscoped, second)} == {"pending"}
     assert (await twin.do(first.view)).request is None
+    with pytest.raises(RunActiveError) as caught:
+        await twin.do(client.start, PROCESS(ORDER, singleton="raise", resource="bob"))
+    assert caught.value.existing_id == second.id
 
 
 @pytest.mark.parametrize("policy", ["raise", "return", "cancel_old"])

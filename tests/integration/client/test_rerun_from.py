@@ -314,16 +314,17 @@ async def test_a_rerun_of_a_singleton_is_the_next_one(twin: Twin, client: AnyCli
     assert (await twin.do(new.view)).key == "k"
 
 
-async def test_a_rerun_names_no_active_run_of_another_resource(
+async def test_a_rerun_minds_no_active_singleton_of_another_resource(
     twin: Twin, client: AnyClient, conn: psycopg.Connection
 ) -> None:
     old = await ended(twin, client, conn, singleton="raise", resource="alice")
     await twin.do(client.start, PROCESS(ORDER, singleton="raise", resource="bob"))
 
-    with pytest.raises(RunActiveError, match="another resource") as caught:
-        await twin.do(old.rerun_from, "charge")
+    new = await twin.do(old.rerun_from, "charge")
+    with pytest.raises(RunActiveError) as caught:
+        await twin.do(client.scoped("alice").start, PROCESS(ORDER, singleton="raise"))
 
-    assert caught.value.existing_id is None
+    assert caught.value.existing_id == new.id
 
 
 # ---- once, and when its time comes --------------------------------------------------------------------------------

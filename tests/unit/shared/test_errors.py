@@ -219,9 +219,9 @@ def test_errors_that_have_a_builtin_meaning_can_be_caught_by_it(cls: type, built
             f"key 'k' of workflow 'a' is taken by run {OTHER}; on_conflict='return' answers with that run",
         ),
         (
-            InputConflictError(RUN, None, "a", "k"),
+            InputConflictError(RUN, OTHER, "a", "k"),
             (
-                "key 'k' of workflow 'a' is taken by a run of another resource with another input; use another key, or "
+                f"key 'k' of workflow 'a' is taken by run {OTHER} with another input; use another key, or "
                 "on_conflict='return_any_input'"
             ),
         ),
@@ -232,7 +232,10 @@ def test_errors_that_have_a_builtin_meaning_can_be_caught_by_it(cls: type, built
                 "'cancel_old'"
             ),
         ),
-        (RunActiveError(RUN, None, "a", ""), "a run of another resource of workflow 'a' is active; wait for its end"),
+        (
+            RunActiveError(RUN, OTHER, "a", ""),
+            f"run {OTHER} of workflow 'a' is active; wait for its end, or use singleton='return' or 'cancel_old'",
+        ),
         (StepNotFoundError(RUN, "charge", ()), f"run {RUN} has no step 'charge': it has none"),
         (
             StepNotFoundError(RUN, "charge", tuple("abcdefghijk")),

@@ -510,23 +510,6 @@ async def test_a_refused_start_is_the_same_error_live_and_on_replay(
         assert lives.journal.waits(claimed.id) == ()
 
 
-async def test_a_key_of_another_resource_names_no_run() -> None:
-    caught: list[RunExistsError] = []
-
-    async def handler(ctx: Context) -> None:
-        try:
-            await ctx.call("keyed", keyed(HAT))
-        except RunExistsError as error:
-            caught.append(error)
-
-    async with Lives(bound(handler)) as lives:
-        lives.child_starts.answers = [Started(None, "input")]
-        claimed, _ = await lives.run()
-        await lives.again(claimed)
-
-    assert [error.existing_id for error in caught] == [None, None]
-
-
 async def test_what_the_database_refuses_for_good_is_a_failure_of_the_call() -> None:
     kinds: list[str] = []
 

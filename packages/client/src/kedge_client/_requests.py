@@ -103,7 +103,7 @@ def started(start: Start, row: Row) -> Started:
     Read what start_run_v1 answered.
 
     Raises:
-        InputConflictError: The key is taken by a run with another input, or of another resource.
+        InputConflictError: The key is taken by a run with another input.
         RunActiveError: Another run of the singleton is active.
         RunExistsError: The key is taken, and on_conflict says "raise".
     """
@@ -121,11 +121,11 @@ def conflict_of(starts: Iterable[Start], error: psycopg.Error) -> KedgeError | N
     refused, _, holder = (error.diag.message_detail or "").partition(" ")
     for start in starts:
         if str(start.run_id) == refused:
-            return _taken(start, UUID(holder) if holder else None, conflict)
+            return _taken(start, UUID(holder), conflict)
     return None
 
 
-def _taken(start: Start, holder: UUID | None, conflict: str) -> RunExistsError:
+def _taken(start: Start, holder: UUID, conflict: str) -> RunExistsError:
     request = start.request
     return _TAKEN[conflict](start.run_id, holder, request.ref.qualified_name, request.key or "")
 
@@ -141,8 +141,8 @@ def batches(starts: Sequence[Start]) -> list[Batch]:
     """
     Group starts by what one statement says once: workflow, queue, priority, times, tags, singleton.
 
-    Those with a key or singleton go in the order of their keys, over all shapes, so that two bulk starts with equal
-    keys wait for each other and never in a circle.
+    Those with a key or singleton go in the order of their keys and resources, over all shapes, so that two bulk starts
+    with equal keys wait for each other and never in a circle.
     """
     grouped: dict[object, list[int]] = {}
     keyed: list[int] = []
@@ -171,9 +171,10 @@ def batches(starts: Sequence[Start]) -> list[Batch]:
     return [Batch(places, [starts[place] for place in places]) for places in cut]
 
 
-def _order(request: AnyRequest) -> tuple[str, str, bool]:
-    # An idempotency key and a singleton's are locked apart from each other.
-    return request.ref.name, request.key or "", request.options.singleton is not None
+def _order(request: AnyRequest) -> tuple[str, str, bool, str]:
+    # An idempotency key and a singleton's are locked apart from each other, and both for each resource.
+    options = request.options
+    return request.ref.name, request.key or "", options.singleton is not None, options.resource or ""
 
 
 def _shape(request: AnyRequest) -> tuple[object, ...]:

@@ -150,8 +150,7 @@ class Client(SyncControl, SyncSeeing):
         Raises:
             InputConflictError: The key is taken by a run with another input.
             RunExistsError: The key is taken, and on_conflict says "raise".
-            RunActiveError: Another run of the singleton is active, and singleton says "raise"; or it is of another
-                resource.
+            RunActiveError: Another run of the singleton is active, and singleton says "raise".
             UsageError: The request or `conn` cannot be used; nothing was sent.
             TransactionStateError: The transaction of `conn` is lost.
             UnavailableError: The database was not reached: nothing was started.

@@ -314,10 +314,10 @@ class RunNotActiveError(InvalidRunStateError):
 class RunExistsError(RunError):
     """The key is taken, and `on_conflict` says "raise"."""
 
-    def __init__(self, run_id: UUID, existing_id: UUID | None, workflow: str, key: str) -> None:
+    def __init__(self, run_id: UUID, existing_id: UUID, workflow: str, key: str) -> None:
         super().__init__(run_id, existing_id, workflow, key)
         self.existing_id = existing_id
-        """The run that holds the key; None when it belongs to another resource."""
+        """The run that holds the key; of the same resource, since a key belongs to one."""
         self.workflow = workflow
         self.key = key
         """Empty for a singleton without one."""
@@ -326,8 +326,7 @@ class RunExistsError(RunError):
         return f"{self._taken()}; on_conflict='return' answers with that run"
 
     def _taken(self) -> str:
-        holder = "a run of another resource" if self.existing_id is None else f"run {self.existing_id}"
-        return f"key {shown(self.key)} of workflow {self.workflow!r} is taken by {holder}"
+        return f"key {shown(self.key)} of workflow {self.workflow!r} is taken by run {self.existing_id}"
 
 
 class InputConflictError(RunExistsError):
@@ -341,10 +340,11 @@ class RunActiveError(RunExistsError):
     """Another run of this singleton is active."""
 
     def __str__(self) -> str:
-        holder = "a run of another resource" if self.existing_id is None else f"run {self.existing_id}"
         key = f" with key {shown(self.key)}" if self.key else ""
-        advice = "" if self.existing_id is None else ", or use singleton='return' or 'cancel_old'"
-        return f"{holder} of workflow {self.workflow!r}{key} is active; wait for its end{advice}"
+        return (
+            f"run {self.existing_id} of workflow {self.workflow!r}{key} is active; wait for its end, or use"
+            " singleton='return' or 'cancel_old'"
+        )
 
 
 class RunFailedError(RunError):

@@ -41,13 +41,13 @@ class RunOptions(TypedDict, total=False):
 
     key: str | None
     """
-    Idempotency key: one run per workflow and key. None: no key, although the ref would make one. With `singleton` it is
-    the singleton's, and free again once the run has ended.
+    Idempotency key: one run per workflow, resource and key; runs without a resource share theirs. None: no key,
+    although the ref would make one. With `singleton` it is the singleton's, and free again once the run has ended.
     """
     on_conflict: OnConflict
     """Of the idempotency key; not together with `singleton`."""
     resource: str | None
-    """The application's entity that the run belongs to."""
+    """The application's entity that the run belongs to, with keys of its own; a child without one has its parent's."""
     queue: str
     priority: int
     """-32,767 to 32,767; higher is sooner."""
@@ -62,7 +62,10 @@ class RunOptions(TypedDict, total=False):
     metadata: Mapping[str, Any]
     """A JSON object of at most 64 KiB, for people and for the handler."""
     singleton: Singleton
-    """At most one run per workflow and `key` is active; without a key, one per workflow. Versions do not count."""
+    """
+    At most one run per workflow, resource and `key` is active; without a key, one per workflow and resource. Versions
+    do not count.
+    """
 
 
 class RefDefaults(TypedDict, total=False):

@@ -295,8 +295,8 @@ class Transactions(Protocol):
 class Started(NamedTuple):
     """What became of a start that had to go alone."""
 
-    run_id: UUID | None
-    """The run that was started, or that holds the key; None: one of another resource does."""
+    run_id: UUID
+    """The run that was started, or that holds the key."""
     conflict: str | None
     """Nothing was started: `exists`, `input`, `active`."""
 

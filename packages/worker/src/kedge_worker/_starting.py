@@ -172,7 +172,7 @@ class Starting(Operations):
             raise execution.lose() from None
         except Exception as error:  # noqa: BLE001  # the database's: it refuses the child for good
             return describe_error(error, key=start.key)
-        if answer.conflict is None and answer.run_id is not None:
+        if answer.conflict is None:
             return answer.run_id
         return _refused(start, child_id, answer)
 
@@ -197,8 +197,7 @@ class Starting(Operations):
         data, cls = info.data or {}, _REFUSALS.get(info.kind)
         if cls is None or not data:
             return StepFailedError(self._execution.run.claimed.id, key, info)
-        existing = data["existing_id"]
-        return cls(UUID(data["run_id"]), None if existing is None else UUID(existing), data["workflow"], data["key"])
+        return cls(UUID(data["run_id"]), UUID(data["existing_id"]), data["workflow"], data["key"])
 
     def recall_start(self, start: ChildStart, row: MemoRow) -> UUID:
         """
@@ -245,8 +244,12 @@ class Starting(Operations):
 def _refused(start: ChildStart, child_id: UUID, answer: Started) -> ErrorInfo:
     cls = _CONFLICTS.get(answer.conflict or "", RunExistsError)
     error = cls(child_id, answer.run_id, start.request.ref.name, start.request.key or "")
-    existing = None if answer.run_id is None else str(answer.run_id)
-    data = {"run_id": str(child_id), "existing_id": existing, "workflow": error.workflow, "key": error.key}
+    data = {
+        "run_id": str(child_id),
+        "existing_id": str(answer.run_id),
+        "workflow": error.workflow,
+        "key": error.key,
+    }
     return ErrorInfo(kind_of(cls), str(error), start.key, data=data)
 
 

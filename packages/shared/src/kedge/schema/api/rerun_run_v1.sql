@@ -3,7 +3,7 @@
 -- nobody's parent and takes no idempotency key over; of a singleton it is the next run.
 -- Only inserts. The id is made by the caller: a repeat answers as the first did.
 -- No row: there is no such run, or not with this resource. created = false: its state (status), the step (keys: some of
--- those that there are), or an active run of its singleton (key; holder, unless it is of another resource) forbids it.
+-- those that there are), or an active run of its singleton (key, holder) forbids it.
 create or replace function kedge.rerun_run_v1(p_id uuid, p_run uuid, p_resource text, p_step text)
 returns table (created boolean, status text, workflow text, queue text, keys text[], key text, holder uuid)
 language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
@@ -66,23 +66,23 @@ begin
     end if;
 
     if v_old.is_singleton then
-        perform pg_advisory_xact_lock(kedge.singleton_lock(v_old.workflow, coalesce(v_old.key, '')));
+        perform pg_advisory_xact_lock(kedge.singleton_lock(v_old.workflow, v_old.resource, coalesce(v_old.key, '')));
         -- A repeat may have waited here for the first try.
         created := exists (select 1 from kedge.journal j where j.run_id = p_id and j.seq = 0);
         if created then
             return next;
             return;
         end if;
-        select case when s.resource is not distinct from v_old.resource then s.id end into holder
-          from kedge.singleton_runs(v_old.workflow, coalesce(v_old.key, '')) s limit 1;
+        select s.id into holder
+          from kedge.singleton_runs(v_old.workflow, v_old.resource, coalesce(v_old.key, '')) s limit 1;
         if found then
             key := coalesce(v_old.key, '');
             return next;
             return;
         end if;
-        insert into kedge.singletons as s (workflow, key, run_id)
-        values (split_part(v_old.workflow, '@', 1), coalesce(v_old.key, ''), p_id)
-        on conflict (workflow, key) do update set run_id = excluded.run_id;
+        insert into kedge.singletons as s (workflow, resource, key, run_id)
+        values (split_part(v_old.workflow, '@', 1), coalesce(v_old.resource, ''), coalesce(v_old.key, ''), p_id)
+        on conflict (workflow, resource, key) do update set run_id = excluded.run_id;
     end if;
 
     created := true;

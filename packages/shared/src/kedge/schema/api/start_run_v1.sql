@@ -1,10 +1,11 @@
 -- Starts one run; only inserts, so it may stand in any transaction at any isolation level.
 -- The id is made by the caller before the first try: a repeat answers as the first did (journal seq 0 stays after the
--- end and is the guard). A taken key answers with the run that holds it: created = false, and conflict says
--- 'exists' (p_on_conflict = 'raise') or 'input' (same key, other input or other resource). p_strict raises instead;
--- the error's detail is the refused id and, unless it is of another resource, the id of the run that holds the key.
+-- end and is the guard). A key belongs to its workflow and resource: those of other resources never meet it, and runs
+-- without one share theirs. A taken key answers with the run that holds it: created = false, and conflict says
+-- 'exists' (p_on_conflict = 'raise') or 'input' (same key, other input). p_strict raises instead; the error's detail is
+-- the refused id and the id of the run that holds the key.
 -- p_timeout_s: null, nothing was said and the worker's definition decides; infinity, none; counted from when it is due.
--- p_singleton: p_key (maybe empty) is the singleton's and no idempotency key. While another run of it is active,
+-- p_singleton: p_key (maybe empty) is the singleton's and no idempotency key, of its resource too. While another is active,
 -- 'raise' says conflict = 'active', 'return' answers with that run, and 'cancel_old' cancels it: the new run waits
 -- behind a gate until it has ended.
 -- p_parent: a worker starts a child; its id may be older than an hour, and p_tags = null takes over the parent's. That is
@@ -21,6 +22,7 @@ declare
     v_now timestamptz := kedge.instant();
     v_due timestamptz;
     v_name text := split_part(p_workflow, '@', 1);
+    v_resource text := coalesce(p_resource, '');
     v_holder record;
     v_active uuid[] := '{}';
 begin
@@ -60,21 +62,18 @@ begin
         if p_singleton not in ('raise', 'return', 'cancel_old') or p_key is null then
             raise exception using errcode = 'KE005', message = 'a singleton has a policy that is known, and a key';
         end if;
-        perform pg_advisory_xact_lock(kedge.singleton_lock(p_workflow, p_key));
+        perform pg_advisory_xact_lock(kedge.singleton_lock(p_workflow, p_resource, p_key));
         -- Statements behind the lock: at READ COMMITTED they see what others did who had it.
         if not exists (select 1 from kedge.journal j where j.run_id = p_id and j.seq = 0) then
-            for v_holder in select s.id, s.state, s.resource from kedge.singleton_runs(p_workflow, p_key) s loop
-                if p_singleton = 'cancel_old' and v_holder.resource is not distinct from p_resource then
+            for v_holder in select s.id, s.state from kedge.singleton_runs(p_workflow, p_resource, p_key) s loop
+                if p_singleton = 'cancel_old' then
                     v_active := v_active || v_holder.id;
                     continue;
                 end if;
                 created := false;
-                -- Somebody else's run stays unnamed, and alive.
-                if v_holder.resource is not distinct from p_resource then
-                    run_id := v_holder.id;
-                    status := kedge.status_name(v_holder.state);
-                end if;
-                conflict := case when p_singleton <> 'return' or run_id is null then 'active' end;
+                run_id := v_holder.id;
+                status := kedge.status_name(v_holder.state);
+                conflict := case when p_singleton <> 'return' then 'active' end;
                 if conflict is not null and p_strict then
                     raise exception using errcode = 'KE010',
                         message = 'a run of workflow ' || v_name || ' with key ' || quote_literal(p_key) || ' is active',
@@ -83,37 +82,31 @@ begin
                 return;
             end loop;
             -- A caller with an older snapshot fails here (40001) if it has not seen the newest run.
-            insert into kedge.singletons as s (workflow, key, run_id) values (v_name, p_key, p_id)
-            on conflict (workflow, key) do update set run_id = excluded.run_id;
+            insert into kedge.singletons as s (workflow, resource, key, run_id) values (v_name, v_resource, p_key, p_id)
+            on conflict (workflow, resource, key) do update set run_id = excluded.run_id;
         end if;
     elsif p_key is not null then
         for v_try in 1..3 loop
-            insert into kedge.run_keys (workflow, key, run_id, hash)
-            values (v_name, p_key, p_id, p_key_hash) on conflict do nothing;
+            insert into kedge.run_keys (workflow, resource, key, run_id, hash)
+            values (v_name, v_resource, p_key, p_id, p_key_hash) on conflict do nothing;
             exit when found;
             -- A second statement: at READ COMMITTED it sees the winner, for whose end the insert has waited.
-            select k.run_id, k.hash, s.state, s.resource into v_holder
+            select k.run_id, k.hash, s.state into v_holder
               from kedge.run_keys k
               left join lateral (
-                    select r.state, r.resource from kedge.runs r where r.id = k.run_id
+                    select r.state from kedge.runs r where r.id = k.run_id
                     union all
-                    select f.status, f.resource from kedge.finished f where f.id = k.run_id) s on true
-             where k.workflow = v_name and k.key = p_key;
+                    select f.status from kedge.finished f where f.id = k.run_id) s on true
+             where k.workflow = v_name and k.resource = v_resource and k.key = p_key;
             if found then
                 run_id := v_holder.run_id;
                 created := v_holder.run_id = p_id;
                 status := kedge.status_name(v_holder.state);
                 conflict := case
                     when created then null
-                    when v_holder.resource is distinct from p_resource then 'input'
                     when p_on_conflict = 'raise' then 'exists'
                     when p_on_conflict = 'return' and substr(v_holder.hash, 1, 8) = substr(p_key_hash, 1, 8)
                          and v_holder.hash <> p_key_hash then 'input' end;
-                -- Somebody else's run stays unnamed.
-                if conflict = 'input' and v_holder.resource is distinct from p_resource then
-                    run_id := null;
-                    status := null;
-                end if;
                 if conflict is not null and p_strict then
                     raise exception using errcode = case conflict when 'input' then 'KE002' else 'KE003' end,
                         message = 'key ' || quote_literal(p_key) || ' of workflow ' || p_workflow || ' is taken'

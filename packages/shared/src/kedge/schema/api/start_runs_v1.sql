@@ -19,12 +19,13 @@ declare
     v_new uuid[];
 begin
     if p_keys is not null or p_singleton is not null then
-        -- In the order of the keys, so that two batches with equal keys do not deadlock.
+        -- In the order of the keys, and of a key's resources, so that two batches with equal keys do not deadlock; byte
+        -- by byte, as clients order the batches of one bulk start.
         return query
             select b.place::int, s.run_id, s.created, s.status, s.conflict
               from (select * from unnest(p_ids, p_inputs, p_metas, p_keys, p_key_hashes, p_resources)
                              with ordinality as b(id, input, meta, key, hash, resource, place)
-                     order by b.key nulls last, b.place offset 0) b
+                     order by b.key collate "C" nulls last, b.resource collate "C" nulls first, b.place offset 0) b
              cross join lateral kedge.start_run(
                    b.id, p_workflow, p_queue, p_priority, b.input, b.meta, b.key, b.hash, p_on_conflict, b.resource,
                    p_delay_s, p_start_at, p_tags, p_strict, p_timeout_s, p_singleton, null, false) s

@@ -48,7 +48,7 @@ language sql stable as $$
     select 'I2', min(r.id::text)::uuid, 'one of ' || count(*) || ' active runs of a singleton' from kedge.runs r
      where r.is_singleton
        and not exists (select 1 from kedge.waits w where w.run_id = r.id and w.kind = 'g')
-     group by split_part(r.workflow, '@', 1), r.key having count(*) > 1
+     group by split_part(r.workflow, '@', 1), r.resource, r.key having count(*) > 1
     union all
     -- I10: nothing stuck
     select 'I10', r.id, 'running for worker ' || r.worker_id || ', which has no row' from kedge.runs r
@@ -100,6 +100,11 @@ language sql stable as $$
     -- with history
     select 'I2', k.run_id, 'key ' || k.key || ' names a run that does not exist' from kedge.run_keys k
      where history and not exists (select 1 from kedge.journal j where j.run_id = k.run_id and j.seq = 0)
+    union all
+    select 'I2', k.run_id, 'key ' || k.key || ' is kept for another resource than its run has' from kedge.run_keys k
+      join (select r.id, r.resource from kedge.runs r union all select f.id, f.resource from kedge.finished f) s
+        on s.id = k.run_id
+     where history and k.resource <> coalesce(s.resource, '')
     union all
     select 'I3', f.id, 'journal row ' || j.seq || ' of epoch ' || j.epoch || ' behind the end in epoch ' || f.epoch
       from kedge.finished f join kedge.journal j on j.run_id = f.id where history and j.epoch > f.epoch

@@ -87,10 +87,12 @@ begin
          where ctid = any (array(
                select s.ctid
                  from unnest(v_singletons) as i(id)
-                cross join lateral (select f.workflow, f.key from kedge.finished f where f.id = i.id offset 0) f
+                cross join lateral (
+                      select f.workflow, f.resource, f.key from kedge.finished f where f.id = i.id offset 0) f
                 cross join lateral (
                       select s.ctid from kedge.singletons s
-                       where s.workflow = split_part(f.workflow, '@', 1) and s.key = coalesce(f.key, '')
+                       where s.workflow = split_part(f.workflow, '@', 1)
+                         and s.resource = coalesce(f.resource, '') and s.key = coalesce(f.key, '')
                          and s.run_id = i.id
                       offset 0 for update skip locked) s));
     end if;

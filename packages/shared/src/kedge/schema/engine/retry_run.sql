@@ -14,15 +14,15 @@ begin
     end if;
     if v_run.is_singleton then
         -- A start holds this lock as long as its caller likes: the courier waits for nobody.
-        if not pg_try_advisory_xact_lock(kedge.singleton_lock(v_run.workflow, v_run.key)) then
+        if not pg_try_advisory_xact_lock(kedge.singleton_lock(v_run.workflow, v_run.resource, v_run.key)) then
             return null;
         end if;
-        if exists (select 1 from kedge.singleton_runs(v_run.workflow, v_run.key)) then
+        if exists (select 1 from kedge.singleton_runs(v_run.workflow, v_run.resource, v_run.key)) then
             return 'refused, another run with its key is active';
         end if;
-        insert into kedge.singletons as s (workflow, key, run_id)
-        values (split_part(v_run.workflow, '@', 1), v_run.key, p_run)
-        on conflict (workflow, key) do update set run_id = excluded.run_id;
+        insert into kedge.singletons as s (workflow, resource, key, run_id)
+        values (split_part(v_run.workflow, '@', 1), coalesce(v_run.resource, ''), v_run.key, p_run)
+        on conflict (workflow, resource, key) do update set run_id = excluded.run_id;
     end if;
 
     -- The failure that ended it becomes that of one attempt.

@@ -1,29 +1,33 @@
--- Singletons: at most one active run per (workflow without version, key). What counts are the live runs themselves;
+-- Singletons: at most one active run per (workflow without version, resource, key). What counts are the live runs themselves;
 -- the row in `singletons` makes callers with an older snapshot fail instead of missing the newest of them, and may
 -- outlive its run.
 
 -- What starts of one singleton wait for each other by (pg_advisory_xact_lock), before they look. The courier's retry
--- only tries to get it. Two installations in one database do not meet: the seed is the schema's own.
-create or replace function kedge.singleton_lock(p_workflow text, p_key text) returns bigint
+-- only tries to get it. Two installations in one database do not meet: the seed is the schema's own. A hash seeds the
+-- next: a resource that ends like a key begins makes no other resource's lock, whatever stands in it.
+create or replace function kedge.singleton_lock(p_workflow text, p_resource text, p_key text) returns bigint
 language sql stable parallel safe as $$
-    select hashtextextended(split_part(p_workflow, '@', 1) collate "C" || U&'\001F' || p_key,
-                            'kedge.singletons'::regclass::oid::bigint)
+    select hashtextextended(p_key collate "C",
+               hashtextextended(coalesce(p_resource, '') collate "C",
+                   hashtextextended(split_part(p_workflow, '@', 1) collate "C", 'kedge.singletons'::regclass::oid::bigint)))
 $$;
 
 -- The live runs of a singleton, the current one first: those that it replaced may still be on their way out. For who
 -- holds the lock.
-create or replace function kedge.singleton_runs(p_workflow text, p_key text)
-returns table (id uuid, state "char", resource text)
+create or replace function kedge.singleton_runs(p_workflow text, p_resource text, p_key text)
+returns table (id uuid, state "char")
 language plpgsql set enable_seqscan = off as $$
 #variable_conflict use_column
 begin
     return query
-        select r.id, r.state, r.resource
+        select r.id, r.state
           from kedge.runs r
-         where r.is_singleton and split_part(r.workflow, '@', 1) = split_part(p_workflow, '@', 1) and r.key = p_key
+         where r.is_singleton and split_part(r.workflow, '@', 1) = split_part(p_workflow, '@', 1)
+           and coalesce(r.resource, '') = coalesce(p_resource, '') and r.key = p_key
          order by r.id is distinct from (
                       select s.run_id from kedge.singletons s
-                       where s.workflow = split_part(p_workflow, '@', 1) and s.key = p_key),
+                       where s.workflow = split_part(p_workflow, '@', 1) and s.resource = coalesce(p_resource, '')
+                         and s.key = p_key),
                   r.id desc;
 end $$;
 
@@ -53,7 +57,8 @@ begin
              cross join lateral (
                    select r.id from kedge.runs r
                     where r.is_singleton and split_part(r.workflow, '@', 1) = split_part(g.workflow, '@', 1)
-                      and r.key = g.key and r.id <> g.id offset 0) r
+                      and coalesce(r.resource, '') = coalesce(g.resource, '') and r.key = g.key
+                      and r.id <> g.id offset 0) r
              cross join lateral (
                    select 1 from kedge.inbox i
                     where i.run_id = r.id and i.kind = 'w' and i.sender = g.id offset 0) i

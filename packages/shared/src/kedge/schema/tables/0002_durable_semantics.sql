@@ -106,7 +106,8 @@ create table kedge.singletons (
     workflow text collate "C" not null,    -- without version
     key      text collate "C" not null,    -- empty: one for the whole workflow
     run_id   uuid not null,
-    primary key (workflow, key)
+    resource text collate "C" not null,    -- empty: of the runs without one
+    primary key (workflow, resource, key)
 );
 
 -- What a run says (l) and what the engine says of it (n: answers to letters).
@@ -157,7 +158,15 @@ create unlogged table kedge.observers (
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 
 -- The live runs of a singleton; only of singletons, so that it costs the others nothing.
-create index runs_singleton on kedge.runs (split_part(workflow, '@', 1), key) where is_singleton;
+create index runs_singleton on kedge.runs (split_part(workflow, '@', 1), coalesce(resource, ''), key) where is_singleton;
 
 -- The engine's notes on letters, few among a thousand lines of a run.
 create index run_log_notes on kedge.run_log (run_id, id) where kind = 'n';
+
+-- A key belongs to a resource: two tenants who choose the same one do not meet. Empty: of the runs without a resource.
+alter table kedge.run_keys add column resource text collate "C" not null default '';
+update kedge.run_keys k set resource = s.resource
+  from (select r.id, r.resource from kedge.runs r union all select f.id, f.resource from kedge.finished f) s
+ where s.id = k.run_id and s.resource is not null;
+alter table kedge.run_keys drop constraint run_keys_pkey;
+alter table kedge.run_keys add primary key (workflow, resource, key);
