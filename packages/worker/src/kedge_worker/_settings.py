@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -64,6 +65,16 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [(name, getattr(self, name)) for name in self.__struct_fields__ if name != "database_url"]
+
+    def hosts_in_clear(self) -> list[str]:
+        """Answer the hosts beyond this machine that libpq may reach without TLS, as it does when nothing is said."""
+        known = conninfo_to_dict(self.database_url)
+        mode = known.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
+        if mode not in ("disable", "allow", "prefer"):
+            return []
+        hosts = str(known.get("host") or known.get("hostaddr") or os.environ.get("PGHOST") or "").split(",")
+        # Empty, a folder or an abstract name: a unix socket.
+        return [host for host in hosts if host and host[0] not in "/@" and not _is_here(host)]
 
     def journal_conninfo(self) -> str:
         """For the leased statements: nobody waits for a run's row longer than 50 ms."""
@@ -169,6 +180,13 @@ def make_settings(
         return msgspec.convert(values, WorkerSettings, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidOptionError(f"worker settings: {error}") from error
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _readable(url: str) -> str:

@@ -15,11 +15,19 @@ from uuid import UUID
 
 from kedge.codecs import PayloadCodec
 from kedge.durations import Duration, parse_duration
-from kedge.errors import DefinitionError, InvalidOptionError, PrivilegesError, SchemaError
+from kedge.errors import DefinitionError, InvalidOptionError, PrivilegesError, SchemaError, UnavailableError
 from kedge.retry import Retry
 from kedge.schema import SCHEMA_VERSION
 from kedge_worker._definitions import check_retry
-from kedge_worker._errors import PostgresError, TroubleError, does_not_fit, is_lease_lost, lacks_privileges, said
+from kedge_worker._errors import (
+    PostgresError,
+    TroubleError,
+    does_not_fit,
+    is_gone,
+    is_lease_lost,
+    lacks_privileges,
+    said,
+)
 from kedge_worker._life import Life
 from kedge_worker._migrator import check_schema
 from kedge_worker._registry import Registry, Workflow
@@ -123,6 +131,12 @@ class Worker:
             InvalidOptionError: The URL leads to a connection pooler.
         """
         stop, hurry = self._begin()
+        if hosts := self.settings.hosts_in_clear():
+            _log.warning(
+                "worker: what goes to and from %s may go in clear, and nobody checks who answers there;"
+                " say sslmode=verify-full and sslrootcert= in the database's URL",
+                ", ".join(hosts),
+            )
         with self._handling_signals(stop, hurry) if signals else contextlib.nullcontext():
             try:
                 await self._live_and_live_again(stop, hurry)
@@ -306,6 +320,8 @@ def _explained(error: BaseException) -> BaseException:
         return PrivilegesError(f"this role may not do a worker's work: {said(error)}", "42501")
     if does_not_fit(error):
         return SchemaError(0, SCHEMA_VERSION, "kedge-worker migrate")
+    if isinstance(error, TroubleError) and is_gone(error):
+        return UnavailableError(f"the database was not reached: {said(error)}", error.sqlstate)
     return error
 
 
