@@ -1,5 +1,7 @@
 """A start meets its own repeat, its equals, its caller's transaction, and the workers."""
 
+import base64
+import random
 from datetime import timedelta
 from math import inf, nan
 from typing import Any
@@ -260,6 +262,16 @@ def test_a_key_is_one_for_each_resource_and_one_for_those_without(sessions: Sess
     assert [answer.created for answer in answers] == [True, True, False, False]
     assert len({alice.run, *(answer.run for answer in answers)}) == 3
     assert moves.start(mine, key="k", resource="alice").run == alice.run
+
+
+@pytest.mark.parametrize("singleton", [None, "raise"])
+def test_the_longest_names_that_are_taken_fit_into_the_index_of_keys(db: Session, singleton: str | None) -> None:
+    # Nothing that an index could compress.
+    key, resource = (base64.b85encode(random.Random(seed).randbytes(800)).decode() for seed in range(2))
+
+    first = moves.start(db, workflow="w" * 200 + "@" + "v" * 200, key=key, resource=resource, singleton=singleton)
+
+    assert (len(key), len(resource), first.created) == (1000, 1000, True)
 
 
 def test_a_bulk_start_with_one_key_twice_answers_the_second_with_the_first(db: Session) -> None:

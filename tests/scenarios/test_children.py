@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import Generator
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -432,6 +433,24 @@ async def test_two_parents_share_a_keyed_child(play: Stage) -> None:
 
     assert [run.result(timeout=0) for run in runs] == [700] * 5
     assert runs_of(play, keyed) == ["completed"]
+
+
+async def test_parents_of_two_resources_have_each_their_own_keyed_child_unless_it_is_said_otherwise(
+    play: Stage,
+) -> None:
+    async def parent(ctx: Context) -> list[str]:
+        own = [await ctx.start("own", keyed(7)), await ctx.start("single", keyed(8, key="one", singleton="raise"))]
+        shared = await ctx.start("shared", keyed(9, resource="everybody"))
+        return [str(child.run_id) for child in (*own, shared)]
+
+    ref, made = handled(parent)
+    play.cast(made, *CHILDREN)
+    runs = play.client.start_many([ref(resource="a"), ref(resource="b"), ref()])
+    await play.go_on()
+
+    own, single, shared = zip(*[run.result(timeout=0) for run in runs], strict=True)
+    assert (len(set(own)), len(set(single)), len(set(shared))) == (3, 3, 1)
+    assert [play.client.get(UUID(child)).resource for child in (*own, shared[0])] == ["a", "b", None, "everybody"]
 
 
 async def test_conflicts_of_keys_and_singletons_are_errors_that_stay_the_same(play: Stage) -> None:

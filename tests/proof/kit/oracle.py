@@ -22,9 +22,11 @@ _JOURNAL: Final = """
       from kedge.journal where seq > 0 and kind in ('s', 't', 'e', 'c', 'p', 'f') order by run_id, seq
 """
 _RUNS: Final = """
-    select id::text, workflow, key, kedge.status_name(state), epoch, crashes, attempt, null::bytea from kedge.runs
+    select id::text, workflow, coalesce(resource, ''), key, kedge.status_name(state), epoch, crashes, attempt, null::bytea
+      from kedge.runs
     union all
-    select id::text, workflow, key, kedge.status_name(status), epoch, crashes, attempt, output from kedge.finished
+    select id::text, workflow, coalesce(resource, ''), key, kedge.status_name(status), epoch, crashes, attempt, output
+      from kedge.finished
 """
 _FAILED: Final = "select run_id::text, key, count(*) from kedge.failures where kind = 's' group by 1, 2"
 LATE: Final = -1
@@ -37,6 +39,7 @@ class Run:
 
     id: str
     workflow: str
+    resource: str
     key: str | None
     status: str
     epoch: int
@@ -83,7 +86,10 @@ class _Tables:
     def __init__(self, conn: psycopg.Connection) -> None:
         self.runs = {row[0]: Run(*row) for row in conn.execute(_RUNS)}
         self.failed = {(run, key): int(n) for run, key, n in conn.execute(_FAILED)}
-        self.keys = {str(row[0]): str(row[1]) for row in conn.execute("select key, run_id from kedge.run_keys")}
+        self.keys = {
+            (str(resource), str(key)): str(run)
+            for resource, key, run in conn.execute("select resource, key, run_id from kedge.run_keys")
+        }
         self.effects: list[tuple[str, str, str]] = []
         if conn.execute("select to_regclass('effects')").fetchone() != (None,):
             self.effects = conn.execute("select run::text, step, value from effects").fetchall()
@@ -135,12 +141,13 @@ class _Checker:
         invoked = {line["key"] for line in self._by["start.invoke"] if line.get("key")}
         for line in self._by["start.ok"]:
             run, key = line["run"], line.get("key")
+            holder = self._tables.keys.get((line.get("resource") or "", str(key)))
             if run not in self._tables.runs:
                 self._lost("I1", f"start of {run} (key {key}) was acknowledged, and there is no such run")
-            elif key is not None and self._tables.keys.get(key) != run:
-                self._broken("I2", f"key {key} was answered with {run}, and belongs to {self._tables.keys.get(key)}")
-        keys = Counter(run.key for run in self._tables.runs.values() if run.key is not None)
-        for key, number in keys.items():
+            elif key is not None and holder != run:
+                self._broken("I2", f"key {key} was answered with {run}, and belongs to {holder}")
+        keys = Counter((run.resource, run.key) for run in self._tables.runs.values() if run.key is not None)
+        for (_, key), number in keys.items():
             if number > 1:
                 self._broken("I2", f"key {key} has {number} runs")
             if invoked and key not in invoked:
