@@ -18,7 +18,7 @@ from kedge_worker._settings import WorkerSettings
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._store import Store
 from tests import letters, moves
-from tests.sessions import Session
+from tests.sessions import Session, Sessions
 from tests.unit.worker.journal import bound, claim
 
 keyed = WorkflowRef("keyed", int, int, key=lambda number: f"k:{number}")
@@ -111,6 +111,41 @@ async def test_a_start_waits_for_an_open_transaction_with_its_key_and_locks_no_p
 
     assert answer.conflict is None
     assert starts.rung == [("default", "keyed")]
+
+
+@pytest.mark.parametrize("slot", ["cascade", None])
+async def test_a_parent_that_ends_while_its_childs_start_waits_leaves_no_child_behind(
+    database_url: str, db: Session, sessions: Sessions, slot: str | None
+) -> None:
+    worker, run = letters.running(db)
+    caller = sessions.open()
+    # Patient: with the worker's own lock_timeout the start would be tried again, and the first look would refuse it.
+    store = Store(database_url, worker_id=worker, schema="kedge", timeout_s=10.0)
+    child = new_run_id()
+    caller.begin()
+    moves.start(caller, workflow="keyed", key="k:7")
+    starting = asyncio.create_task(
+        Starter(store, lambda *_: None).start(live(run), child, terms(), is_dependent=slot is None)
+    )
+    await asyncio.to_thread(
+        sessions.wait_until,
+        "select exists (select 1 from pg_stat_activity where wait_event_type = 'Lock' and query like '%%start_run(%%')",
+        what="the child's start to wait for its key",
+    )
+
+    letters.put(db, run.id, "x", slot=slot)
+    moves.sort_inbox(db)
+    moves.lapse(db, worker)
+    moves.take_back(db)
+    while moves.sort_inbox(db).letters:
+        pass
+    caller.rollback()
+    with pytest.raises(LeaseLostError):
+        await starting
+    await store.aclose()
+
+    assert moves.statuses(db) == {run.id: "cancelled"}
+    assert db.value("select count(*) from kedge.run_keys") == 0
 
 
 async def test_what_the_database_refuses_is_raised_and_not_repeated(database_url: str, db: Session) -> None:

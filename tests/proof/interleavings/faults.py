@@ -119,6 +119,13 @@ FAULTS: Final = (
         "flush that starts a child and parks / courier with cascade",
     ),
     Fault(
+        "a child's start does not hold its parent",
+        "hold_parent",
+        "for key share",
+        "",
+        "start of a keyed child / take back of its parent, which is cancelled with cascade, then courier",
+    ),
+    Fault(
         "a repeated start is not known by its input",
         "start_run",
         "p_input, coalesce(p_meta, '')) on conflict do nothing;",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from uuid import UUID
 
+import psycopg
+
 from kedge.ids import new_run_id
+from kedge_worker._errors import is_lease_lost
 from kedge_worker._outcomes import End, Move, Park
 from kedge_worker._side_writes import OPEN_WAITS, START_CHILDREN
 from tests import letters, moves
@@ -224,7 +227,12 @@ def start_alone(actor: Actor, worker: UUID, parent: moves.Claimed, child: UUID, 
         "singleton": None,
         "is_dependent": dependent,
     }
-    rows = engine(lambda s: s.rows(moves.statement("START_ALONE"), {**whose, **terms}))(actor)
+    try:
+        rows = engine(lambda s: s.rows(moves.statement("START_ALONE"), {**whose, **terms}))(actor)
+    except psycopg.Error as error:
+        if not is_lease_lost(error):
+            raise
+        return None
     return rows[0][0] if rows else None
 
 
@@ -254,21 +262,30 @@ def keyed_child(w: World, level: Isolation) -> Scene:
     )
 
 
-@pair("start of a keyed dependent child / take back of its parent, which is cancelled", "1:41", "2:5")
-def keyed_dependent(w: World) -> Scene:
-    worker, parent = letters.running(w.db)
-    child = new_run_id()
-    letters.put(w.db, parent.id, "x")
-    moves.sort_inbox(w.db)
-    moves.lapse(w.db, worker)
-
-    def check(*_: object) -> Iterable[str]:
-        started = w.rows("select status from kedge.all_runs where id = $1", child)
-        return expect(parent=(w.status(parent.id), "cancelled"), child=started in ([], [("cancelled",)]))
-
-    return Scene(
-        (lambda actor: start_alone(actor, worker, parent, child, dependent=True), engine(moves.take_back)), check
+def _orphans(name: str, slot: str | None, dependent: bool) -> None:
+    @pair(
+        f"start of a keyed child / take back of its parent, which is cancelled with {name}, then courier", "1:41", "2:5"
     )
+    def start_and_end(w: World) -> Scene:
+        worker, parent = letters.running(w.db)
+        child = new_run_id()
+        letters.put(w.db, parent.id, "x", slot=slot)
+        moves.sort_inbox(w.db)
+        moves.lapse(w.db, worker)
+
+        def end(actor: Actor) -> None:
+            engine(moves.take_back)(actor)
+            courier(2)(actor)
+
+        def check(*_: object) -> Iterable[str]:
+            started = w.rows("select status from kedge.all_runs where id = $1", child)
+            return expect(parent=(w.status(parent.id), "cancelled"), child=started in ([], [("cancelled",)]))
+
+        return Scene((lambda actor: start_alone(actor, worker, parent, child, dependent=dependent), end), check)
+
+
+_orphans("cascade", "cascade", dependent=False)
+_orphans("cancel, the child dependent", None, dependent=True)
 
 
 @pair(

@@ -3,7 +3,8 @@ Pairs of moves that can meet on a run, the inbox, a worker's row, a key or a sin
 inside of functions too, leave what was promised, and nobody waits for somebody who waits for him.
 
 In the thin lane a selection of the pairs, with some of their orders drawn at random (KEDGE_PROOF_TURN repeats them); in
-the full lane every order of every pair. What an order that fails has done stands in the message: a letter an actor.
+the full lane every order, or of a pair that has very many of them several hundred. What an order that fails has done
+stands in the message: a letter an actor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from tests.proof.interleavings.breakpoints import SplitError, places, sources, s
 from tests.proof.interleavings.faults import FAULTS, Fault
 from tests.proof.interleavings.items import ELSEWHERE, HOLES, NO_MORE
 from tests.proof.interleavings.pairs import PAIRS, Pair
-from tests.proof.interleavings.runner import MOST_ORDERS, explore_all, explore_some
+from tests.proof.interleavings.runner import explore_all, explore_some, explore_well
 from tests.proof.interleavings.world import World, world
 from tests.proof.kit.lanes import lane, thinned, turn
 from tests.proof.kit.plugin import Figure
@@ -66,17 +67,24 @@ def arena(databases: Databases) -> Generator[World]:
 @pytest.mark.parametrize("pair", thinned(PAIRS, of=4), ids=str)
 def test_whatever_the_order_of_their_statements_nothing_is_lost_doubled_or_stuck(arena: World, pair: Pair) -> None:
     full = lane() == "full"
-    verdict = explore_all(arena, pair) if full else explore_some(arena, pair, count=SOME_ORDERS, seed=turn())
+    some = {"count": SOME_ORDERS, "seed": turn()}
+    verdict = explore_well(arena, pair, seed=turn()) if full else explore_some(arena, pair, **some)
 
-    IN_ALL.update(pairs=1, orders=verdict.orders, deadlocks=verdict.deadlocks, violations=len(verdict.violations))
+    IN_ALL.update(
+        pairs=1,
+        whole=full and verdict.is_complete,
+        orders=verdict.orders,
+        deadlocks=verdict.deadlocks,
+        violations=len(verdict.violations),
+    )
     assert not verdict.violations, "\n".join(verdict.violations)
     assert verdict.orders > 0
-    assert verdict.is_complete, f"there are more than {MOST_ORDERS} orders"
 
 
 def test_figures_of_all_orders(figure: Figure) -> None:
     """Of this process: behind the others, where they are not dealt out to several."""
     figure("interleavings: pairs", IN_ALL["pairs"])
+    figure("interleavings: pairs of which every order was executed", IN_ALL["whole"])
     figure("interleavings: orders", IN_ALL["orders"])
     figure("interleavings: orders that broke a promise", IN_ALL["violations"], goal=0)
     figure("interleavings: deadlocks", IN_ALL["deadlocks"], goal=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from kedge_worker._backoff import Backoff
-from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_locked, is_temporary
+from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_lease_lost, is_locked, is_temporary
 from kedge_worker._signals import LeaseLostError
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Starter:
                     parent.id, parent.epoch, child_id, terms, is_dependent=is_dependent
                 )
             except PostgresError as error:
+                if is_lease_lost(error):
+                    raise LeaseLostError from error
                 # An outcome that is not known is settled by asking again: the id is the same.
                 if not (is_gone(error) or is_locked(error) or is_temporary(error) or does_not_fit(error)):
                     raise

@@ -331,9 +331,11 @@ MIND_DEPENDENT: Final = """
      where id = %(parent)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s and not has_dependents
 """
 
-# No row: somebody else owns the parent.
+# No row, or KE001: somebody else owns the parent. That is looked at twice: before there is anything to wait for, and
+# behind it, with a lock until the commit.
 START_ALONE: Final = """
-    select s.run_id, s.created, s.status, s.conflict
+    select s.run_id, s.created, s.status, s.conflict,
+           kedge.hold_parent(%(parent)s::uuid, %(epoch)s::int, %(worker)s::uuid)
       from (select r.id from kedge.runs r
              where r.id = %(parent)s and r.epoch = %(epoch)s and r.worker_id is not distinct from %(worker)s
              offset 0) fence

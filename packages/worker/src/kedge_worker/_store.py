@@ -182,7 +182,7 @@ class Store:
         rows = await self._execute(START_ALONE, {**whose, **asked, "id": child, "is_dependent": is_dependent})
         if not rows:
             return None
-        ((run_id, _, _, conflict),) = rows
+        ((run_id, _, _, conflict, _),) = rows
         return Started(cast("UUID", run_id), cast("str | None", conflict))
 
     async def take_back(self, but: Sequence[UUID] = ()) -> TakenBack | None:

@@ -91,6 +91,7 @@ ADMIN_FUNCTIONS: Final = (
 
 WORKER_FUNCTIONS: Final = (
     "are_tags",
+    "await_standby",
     "clock",
     "crashed_error",
     "deadline",
@@ -108,6 +109,7 @@ WORKER_FUNCTIONS: Final = (
     "free_runs",
     "gate_is_closed",
     "gets_on",
+    "hold_parent",
     "hold_worker",
     "id_time",
     "instant",
