@@ -53,6 +53,9 @@ class Fault(enum.Enum):
     ABANDON = enum.auto()
     """For a client's message: the client's socket is closed, and the server gets the message, with the rest of that
     round trip, only at `Trap.release`; until then it stands in an open transaction and knows of nothing."""
+    SWALLOW = enum.auto()
+    """The message does not arrive, nor anything behind it, both ways, on this connection; both sockets stay open, and
+    the server never learns that the client is gone."""
 
 
 class Trap:
@@ -241,11 +244,15 @@ class FaultProxy:
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._passing.wait()
+                if link.is_silent:
+                    continue
                 if (trap := self._sprung_by(message)) is None:
                     target.write(message.encoded())
                     await target.drain()
                 elif await self._fail(link, trap, message, target):
                     return
+        if link.is_silent and sender == "client":
+            return
         if not link.abandoned:
             link.close()
 
@@ -282,6 +289,10 @@ class FaultProxy:
                 link.abandon()
                 await trap.hold(lambda: target.writelines([one.encoded() for one in held]))
                 return True
+            case Fault.SWALLOW:
+                link.is_silent = True
+                await trap.spring()
+                return False
 
 
 class Link:
@@ -297,6 +308,7 @@ class Link:
         self.client = client
         self.server = server
         self.abandoned = False
+        self.is_silent = False
 
     def abandon(self) -> None:
         """Close the client's side; the server's stays as it is."""

@@ -98,8 +98,15 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     def transaction_conninfo(self) -> str:
         """For transactional steps: the application's SQL, so nothing is pinned."""
+        # A pool opens one connection after the other: one that hangs must not keep the next ones from being tried.
+        is_said = "connect_timeout" in conninfo_to_dict(self.database_url) or "PGCONNECT_TIMEOUT" in os.environ
+        patience = {} if is_said else {"connect_timeout": "5"}
         return make_conninfo(
-            self.database_url, application_name="kedge transaction", **_WRITABLE, **_keepalives(self.lease_s)
+            self.database_url,
+            application_name="kedge transaction",
+            **patience,
+            **_WRITABLE,
+            **_keepalives(self.lease_s),
         )
 
     def _conninfo(self, options: Mapping[str, str], what: str) -> str:

@@ -24,6 +24,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 from kedge.schema import render
 from kedge_worker._pipeline import UNREPLICATED, shut_down
 from kedge_worker._signals import LeaseLostError
+from kedge_worker._silence import Silence
 from kedge_worker._statements import (
     KEEP_TRANSACTION,
     LOCK_RUN,
@@ -91,6 +92,7 @@ class TransactionRunner:
         self._keep = render(KEEP_TRANSACTION, schema).encode()
         self._lock_run = render(LOCK_RUN, schema).encode()
         self._settle = render(SETTLE_TRANSACTION, schema).encode()
+        self._silence = Silence(conninfo)
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] | None = None
         self._sync_pool: ConnectionPool[psycopg.Connection[Any]] | None = None
 
@@ -125,6 +127,7 @@ class TransactionRunner:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     async def aclose(self) -> None:
+        await self._silence.aclose()
         if self._pool is not None:
             await self._pool.close()
         if self._sync_pool is not None:
@@ -134,18 +137,22 @@ class TransactionRunner:
         if self._pool is None:
             self._pool = AsyncConnectionPool(self._conninfo, min_size=0, max_size=self._connections, open=False)
             await self._pool.open()
+        self._silence.start()
         started = time.monotonic()
         seq: int | None = None
         is_stored = False
         with _not_done(PoolTimeout):
-            conn = await self._pool.getconn()
+            while self._silence.is_suspect(conn := await self._pool.getconn()):
+                await conn.close()
+                await self._pool.putconn(conn)
         try:
-            async with _replicated(conn), conn.transaction():
-                value = await body(conn)
-                seq = await self._shut_gate(run)
-                stored = await conn.execute(self._keep, self._memo(run, seq, key, value, meta(), started))
-                if stored.rowcount == 0:
-                    raise LeaseLostError
+            with self._silence.watch(conn):
+                async with _replicated(conn), conn.transaction():
+                    value = await body(conn)
+                    seq = await self._shut_gate(run)
+                    stored = await conn.execute(self._keep, self._memo(run, seq, key, value, meta(), started))
+                    if stored.rowcount == 0:
+                        raise LeaseLostError
             is_stored = True
         except psycopg.Error as error:
             if not _is_over(conn, error):
@@ -164,6 +171,7 @@ class TransactionRunner:
         if self._sync_pool is None:
             self._sync_pool = ConnectionPool(self._conninfo, min_size=0, max_size=self._connections, open=True)
         pool = self._sync_pool
+        self._silence.start()
         loop = asyncio.get_running_loop()
         started = time.monotonic()
         abandoned = threading.Event()
@@ -172,9 +180,11 @@ class TransactionRunner:
             seq: int | None = None
             is_stored = False
             with _not_done(PoolTimeout):
-                conn = pool.getconn()
+                while self._silence.is_suspect(conn := pool.getconn()):
+                    conn.close()
+                    pool.putconn(conn)
             try:
-                with _replicated_sync(conn), conn.transaction():
+                with self._silence.watch(conn), _replicated_sync(conn), conn.transaction():
                     value = body(conn)
                     if abandoned.is_set():
                         raise LeaseLostError
