@@ -125,7 +125,7 @@ async def test_a_parent_that_ends_while_its_childs_start_waits_leaves_no_child_b
     caller.begin()
     moves.start(caller, workflow="keyed", key="k:7")
     starting = asyncio.create_task(
-        Starter(store, lambda *_: None).start(live(run), child, terms(), is_dependent=slot is None)
+        Starter(store, lambda _queue, _workflow: None).start(live(run), child, terms(), is_dependent=slot is None)
     )
     await asyncio.to_thread(
         sessions.wait_until,
