@@ -82,7 +82,7 @@ proof: setup
 	@KEDGE_PROOF=full $(BIN)/pytest -q -n 2 --dist worksteal tests/proof
 
 chaos: setup
-	@KEDGE_PROOF=chaos $(BIN)/pytest -v tests/proof/chaos
+	@KEDGE_PROOF=chaos $(BIN)/pytest -v -o faulthandler_timeout=900 tests/proof/chaos
 
 soak: setup
 	@KEDGE_PROOF=soak $(BIN)/pytest -v tests/proof/soak

@@ -2,7 +2,8 @@
 Processes whose clocks are wrong: an hour behind, an hour ahead, ten percent too fast or too slow, thirty seconds back
 in the middle of a lease.
 
-The clock of a single worker is faked by libfaketime; the server's is right, and so is that of the worker beside it.
+The clock of a single worker is faked, a set one by libfaketime, one that drifts by `drifting.py`; the server's is
+right, and so is that of the worker beside it.
 Promised: no timer fires early by the database's clock, no worker takes a living one's runs, nothing is lost or doubled.
 A client whose clock is more than an hour off is told so when it starts a run.
 
@@ -29,6 +30,7 @@ from tests.proof.kit.plugin import Figure
 
 SECONDS = setting("clock_seconds", 15.0)
 NAP_S = 0.7
+PROGRAMS = "tests.proof.kit.programs:worker"
 
 # A nap begins with the outcome before it, at the earliest.
 NAPS = """
@@ -50,7 +52,7 @@ class Clock:
 
 @contextmanager
 def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, offset: str) -> Generator[Clock]:
-    """Processes started inside have this offset or speed, in libfaketime's words."""
+    """Processes started inside have this offset, in libfaketime's words."""
     clock = Clock(folder / "clock")
     clock.say(offset)
     with monkeypatch.context() as environment:
@@ -58,8 +60,8 @@ def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, offset: str) -> Generat
         # Read again each second, not with every look at the clock: that would make the process slow.
         environment.setenv("FAKETIME_TIMESTAMP_FILE", str(folder / "clock"))
         environment.setenv("FAKETIME_CACHE_DURATION", "1")
-        if "x" not in offset:  # a clock that is set leaves the monotonic one alone; one that drifts takes it along
-            environment.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        # A clock that is set leaves the monotonic one alone.
+        environment.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
         yield clock
 
 
@@ -69,8 +71,8 @@ def faked(monkeypatch: pytest.MonkeyPatch, folder: Path, offset: str) -> Generat
     [
         "-3600",
         "+3600",
-        "+0 x1.1",
-        "+0 x0.9",
+        "x1.1",
+        "x0.9",
         "jump",
     ],
 )
@@ -78,14 +80,17 @@ def test_a_worker_with_a_wrong_clock_wakes_nobody_early_and_loses_nothing(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: Figure, offset: str
 ) -> None:
     with fleet(database_url, tmp_path, LEASE="3s", POLL="1s") as processes:
-        right = processes.worker()
-        with faked(monkeypatch, tmp_path, "+0" if offset == "jump" else offset) as clock:
-            wrong = processes.worker()
+        right, clock = processes.worker(), None
+        if offset.startswith("x"):
+            wrong = processes.start(["-m", "tests.proof.chaos.drifting", offset[1:], "run", PROGRAMS])
+        else:
+            with faked(monkeypatch, tmp_path, "+0" if offset == "jump" else offset) as clock:
+                wrong = processes.worker()
         wait_until(lambda: number(database_url, "select count(*) from kedge.workers") == 2, "both work")
         load = processes.client(
             rate=15, seconds=SECONDS, mix="nap:3,steps:2,charge:1,event:1,impatient:1", n=2, pause=NAP_S, results=0.2
         )
-        if offset == "jump":
+        if offset == "jump" and clock is not None:
             for _ in range(3):
                 time.sleep(SECONDS / 4)
                 clock.say("-30")  # of where it was: thirty seconds back, in the middle of whatever goes on
