@@ -166,7 +166,7 @@ def test_random_arguments_bring_nothing_but_typed_errors(value: Any) -> None:
         assert said is None, f"{name}: {said}"
 
 
-@settings(max_examples=amount(thin=30, full=2_000), suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=amount(thin=30, full=800), suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(PLAIN, min_size=1, max_size=5))
 def test_a_plain_value_comes_back_as_it_was_or_is_refused(values: list[Any]) -> None:
     for value in values:
@@ -179,7 +179,7 @@ def test_a_plain_value_comes_back_as_it_was_or_is_refused(values: list[Any]) -> 
 
 
 def test_the_random_cases_are_counted(figure: Figure) -> None:
-    figure("random cases", examined["cases"], goal=amount(thin=200, full=25_000), at_least=True)
+    figure("random cases", examined["cases"], goal=amount(thin=200, full=20_000), at_least=True)
 
 
 def test_the_check_sees_a_raw_error_and_one_that_is_too_long() -> None:
