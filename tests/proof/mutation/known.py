@@ -24,6 +24,10 @@ _FLAG: Final = "a flag that is set already is not written again; it would say th
 _FIRST: Final = "only locks a row that the update below, which looks again, leaves alone"
 
 HARMLESS: Final[dict[str, dict[str, str]]] = {
+    "engine/leave.sql": {"r.state = 'r'": "only a running run has an owner, says the table's CHECK"},
+    "engine/sort_controls.sql": {
+        "m.consumed_seq is null": "mail for one wait is read when the wait is closed, in the same flush",
+    },
     "engine/expand_letters.sql": {"w.slot >= 't:'": _BOUNDS, "w.slot < 't;'": _BOUNDS},
     "api/send_v1.sql": {"w.slot >= 't:'": _BOUNDS, "w.slot < 't;'": _BOUNDS},
     "engine/release_runs.sql": {"r.epoch = x.epoch": _FIRST},

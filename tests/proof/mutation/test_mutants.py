@@ -17,34 +17,31 @@ from tests.proof.mutation.hunt import met_by_tests, walked
 from tests.proof.mutation.known import HARMLESS, HELD_ELSEWHERE
 from tests.proof.mutation.mutants import Mutant, mutants
 
-PARTS = 4
 
-
-def sample(part: int) -> list[Mutant]:
+def sample() -> list[Mutant]:
     """Of those that nothing is known about."""
-    chance = random.Random(turn())
-    unknown = [mutant for mutant in mutants() if mutant.guard not in HARMLESS.get(mutant.where, {})]
-    chosen = chance.sample(unknown, min(len(unknown), int(setting("MUTANTS", 24))))
-    return chosen[part::PARTS]
+    unknown = [
+        mutant
+        for mutant in mutants()
+        if mutant.where not in HELD_ELSEWHERE and mutant.guard not in HARMLESS.get(mutant.where, {})
+    ]
+    return random.Random(turn()).sample(unknown, min(len(unknown), int(setting("MUTANTS", 16))))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("part", range(PARTS))
-def test_a_mutant_is_found(part: int, databases: Databases, figure: Figure, capsys: pytest.CaptureFixture[str]) -> None:
-    verdicts: dict[str, str] = {}
-    for mutant in sample(part):
-        verdict = walked(mutant, databases, range(3))
-        if verdict == "alive" and mutant.where not in HELD_ELSEWHERE:
-            verdict = met_by_tests(mutant)
-        verdicts[mutant.name] = verdict
+@pytest.mark.parametrize("mutant", sample(), ids=lambda mutant: mutant.name)
+def test_a_mutant_is_found(
+    mutant: Mutant, databases: Databases, figure: Figure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = walked(mutant, databases, range(3))
+    if verdict == "alive":
+        verdict = met_by_tests(mutant)
 
-    alive = [name for name, verdict in verdicts.items() if verdict == "alive"]
-    with capsys.disabled():
-        for name in alive:
-            print(f"\nstill alive: {name}", end="")  # noqa: T201  # to be looked at: a test, or a reason in known.py
-    figure("mutants of the SQL", sum(verdict != "mistaken" for verdict in verdicts.values()))
-    figure("mutants still alive", len(alive), goal=0)
-    assert verdicts, "there is nothing to mutate"
+    # No failure: nobody knows them all yet. Whoever meets one writes the test, or the reason in known.py.
+    if verdict == "alive":
+        figure("a mutant is still alive", 1, goal=0)
+        with capsys.disabled():
+            print(f"\nstill alive: {mutant.name}", end="")  # noqa: T201
 
 
 def test_what_is_known_of_mutants_is_still_said_of_one() -> None:
