@@ -8,7 +8,10 @@ interpreter's start and the imports, 0.5 s, are paid once.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -18,12 +21,23 @@ import socket
 import subprocess
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Final, NoReturn, Self
 
 _PR_SET_PDEATHSIG: Final = 1
 _PATIENCE_S: Final = 30.0
+_IMPORTED: Final = (
+    "kedge_worker.__main__",
+    "tests.proof.crash_points.plays",
+    "tests.proof.crash_points.scripts",
+    # Imported at their first use, by each child anew; half of what a child would cost.
+    "anyio._backends._asyncio",
+    "anyio.to_thread",
+    "concurrent.futures.thread",
+    "importlib.resources.readers",
+)
 
 
 class Child:
@@ -62,11 +76,13 @@ class Child:
 
 
 class Nursery:
-    """Use it as a context; what is left at its end is killed."""
+    """
+    Use it as a context; what is left at its end is killed.
+
+    The parent is one for all of them, and lives as long as this process: its imports cost as much as ten cases.
+    """
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._listener: asyncio.Task[None] | None = None
         self._births: list[asyncio.Future[int]] = []
@@ -75,22 +91,22 @@ class Nursery:
     async def __aenter__(self) -> Self:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs.fileno(), cwd=os.getcwd())
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
-        self._listener = asyncio.create_task(self._listen(self._reader))
+            socket.send_fds(_parent(), [b"x"], [theirs.fileno()])
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._listener = asyncio.create_task(self._listen(reader))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process is not None
         assert self._writer is not None
         assert self._listener is not None
-        for child in self._children.values():
+        for child in (left := list(self._children.values())):
             child.kill()  # also one that stands still
-        self._writer.close()  # its parent sees the end, and goes; so do children that are left
+        await asyncio.gather(*(child.ended() for child in left))
         self._listener.cancel()
-        await asyncio.to_thread(self._process.wait)
+        self._writer.close()
+        await asyncio.gather(self._listener, return_exceptions=True)
 
     async def worker(self, url: str, folder: Path, *, name: str, **settings: str) -> Child:
         """Start a worker of the plays."""
@@ -125,45 +141,75 @@ class Nursery:
                 child.note_end(code)
 
 
+@cache
+def _parent() -> socket.socket:
+    """Start the parent; answers the socket that gives it the sockets of nurseries."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen([sys.executable, "-m", __name__], stdin=theirs.fileno(), cwd=os.getcwd())
+
+    def end() -> None:
+        ours.close()  # it sees the end, and goes; so do children that are left
+        process.wait()
+
+    atexit.register(end)
+    return ours
+
+
 def main() -> None:
-    """Be the parent: orders come in on the standard input, a socket; births and ends go out there."""
-    for module in ("kedge_worker.__main__", "tests.proof.crash_points.plays", "tests.proof.crash_points.scripts"):
+    """Be the parent: sockets come in on the standard input; on each orders come in, births and ends go out."""
+    for module in _IMPORTED:
         importlib.import_module(module)
-    orders = socket.socket(fileno=os.dup(0))
+    gc.freeze()  # a child that collects garbage copies no page of what is here
+    nurseries = socket.socket(fileno=os.dup(0))
     waker, woken = socket.socketpair()
     for end in (waker, woken):
         end.setblocking(False)
     signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, _wake_up)
     selector = selectors.DefaultSelector()
-    selector.register(orders, selectors.EVENT_READ)
-    selector.register(woken, selectors.EVENT_READ)
-    rest = b""
+    for one in (nurseries, woken):
+        selector.register(one, selectors.EVENT_READ, bytearray())
+    parents: dict[int, socket.socket] = {}
     while True:
         for key, _ in selector.select():
-            if key.fileobj is woken:
+            source = key.fileobj
+            assert isinstance(source, socket.socket)
+            if source is woken:
                 woken.recv(4096)
-                continue
-            received = orders.recv(65536)
-            if not received:
-                return
-            *lines, rest = (rest + received).split(b"\n")
-            for line in lines:
-                pid = os.fork()
-                if pid == 0:
-                    signal.set_wakeup_fd(-1)
-                    for one in (selector, orders, waker, woken):
-                        one.close()
-                    _live(json.loads(line))
-                orders.sendall(json.dumps(["born", pid, 0]).encode() + b"\n")
-        _bury(orders)
+            elif source is nurseries:
+                _, fds, _, _ = socket.recv_fds(nurseries, 1, 1)
+                if not fds:
+                    return
+                selector.register(socket.socket(fileno=fds[0]), selectors.EVENT_READ, bytearray())
+            elif not (received := source.recv(65536)):
+                selector.unregister(source)
+                source.close()
+            else:
+                *lines, rest = bytes(key.data + received).split(b"\n")
+                key.data[:] = rest
+                for line in lines:
+                    pid = os.fork()
+                    if pid == 0:
+                        signal.set_wakeup_fd(-1)
+                        for other in (*(one.fileobj for one in selector.get_map().values()), waker, selector):
+                            other.close()  # type: ignore[union-attr]
+                        _live(json.loads(line))
+                    parents[pid] = source
+                    _tell(source, "born", pid, 0)
+        _bury(parents)
+
+
+def _tell(nursery: socket.socket, what: str, pid: int, code: int) -> None:
+    with contextlib.suppress(OSError):  # it has gone
+        nursery.sendall(json.dumps([what, pid, code]).encode() + b"\n")
 
 
 def _wake_up(number: int, frame: FrameType | None) -> None:
     """A handler must be there, that the waker is written to."""
 
 
-def _bury(orders: socket.socket) -> None:
+def _bury(parents: dict[int, socket.socket]) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -171,7 +217,7 @@ def _bury(orders: socket.socket) -> None:
             return
         if pid == 0:
             return
-        orders.sendall(json.dumps(["ended", pid, os.waitstatus_to_exitcode(status)]).encode() + b"\n")
+        _tell(parents.pop(pid), "ended", pid, os.waitstatus_to_exitcode(status))
 
 
 def _live(order: dict[str, Any]) -> NoReturn:
