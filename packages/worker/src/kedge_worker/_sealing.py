@@ -6,6 +6,7 @@ is sealed before it is gathered. In between everything is clear. Source: docs/de
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -37,7 +38,7 @@ from kedge_worker._side_writes import KEEP_FAILURES, OPEN_WAITS, SEND_LETTERS, S
 from kedge_worker._signals import ClosedError
 
 if TYPE_CHECKING:
-    from kedge.codecs import PayloadCodec
+    from kedge.codecs import PayloadCodec, PayloadContext
     from kedge.start_terms import StartTerms
 
 _log: Final = logging.getLogger("kedge.worker")
@@ -98,15 +99,55 @@ def _unreadable_mail(mail: Iterable[Mail]) -> str | None:
 def _told_unreadable(error: Exception) -> str:
     if isinstance(error, NotDecodableError):
         return str(error)
-    # Not the words of somebody's codec: anything may stand in them.
-    return f"its payloads cannot be decrypted: {type(error).__qualname__}"
+    if isinstance(error, CodecFailedError):
+        return f"its payloads cannot be decrypted: {error}"
+    return _told_of_bug(error)
+
+
+def _told_of_bug(error: Exception) -> str:
+    """Say that kedge itself has failed: no key helps."""
+    # Without the error's words, in which something of a payload may stand.
+    _log.error("a bug in kedge, %s at\n%s", type(error).__qualname__, "".join(traceback.format_tb(error.__traceback__)))
+    return f"its payloads cannot be read or written, by a bug in kedge: {type(error).__qualname__}"
+
+
+class CodecFailedError(Exception):
+    """Somebody's codec has raised what it should not. Says only of which kind: anything may stand in its words."""
+
+
+class _Called:
+    """A codec whose own errors are known as such."""
+
+    def __init__(self, codec: PayloadCodec) -> None:
+        self._codec = codec
+        self.strict = codec.strict
+
+    def encode(self, payload: bytes, context: PayloadContext, /) -> bytes:
+        try:
+            return self._codec.encode(payload, context)
+        except Exception as error:
+            raise CodecFailedError(type(error).__qualname__) from error
+
+    def decode(self, data: bytes, context: PayloadContext, /) -> bytes:
+        try:
+            return self._codec.decode(data, context)
+        except NotDecodableError:
+            raise
+        except Exception as error:
+            raise CodecFailedError(type(error).__qualname__) from error
+
+    def digest(self, data: bytes, /) -> bytes:
+        try:
+            return self._codec.digest(data)
+        except Exception as error:
+            raise CodecFailedError(type(error).__qualname__) from error
 
 
 class Seals:
     """What is bound to what, for each thing that a worker reads and writes."""
 
     def __init__(self, codec: PayloadCodec) -> None:
-        self._codec = codec
+        self._codec: PayloadCodec = _Called(codec)
 
     # ---- in
 
@@ -293,7 +334,7 @@ class SealedJournal:
 
 
 def _told(run: LiveRun, error: Exception) -> str:
-    # Not its words: what it was given may stand in them.
-    reason = f"its payloads cannot be encrypted: {type(error).__qualname__}"
+    is_codecs = isinstance(error, CodecFailedError)
+    reason = f"its payloads cannot be encrypted: {error}" if is_codecs else _told_of_bug(error)
     _log.error("run %s: %s", run.claimed.id, reason)
     return reason

@@ -25,7 +25,7 @@ from kedge_worker._pipeline import shut_down
 _log: Final = logging.getLogger("kedge.worker")
 
 _PERIOD_S: Final = 4.0
-_ASK_S: Final = 10.0
+_ASK_S: Final = 5.0
 _WORKING: Final = ("active", "fastpath function call", "disabled", None)
 """States of which nothing follows; None is what this role may not see."""
 
