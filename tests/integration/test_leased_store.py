@@ -455,6 +455,36 @@ async def test_a_commit_whose_wait_for_a_standby_was_cancelled_is_unknown_and_se
     assert standing[run.claimed.id].rows == {1: 1}
 
 
+async def test_a_journal_that_waits_for_the_standby_keeps_nobody_from_its_workers_row(
+    breakable_postgres: PostgresServer,
+) -> None:
+    """A standby that stays away stops the commits, and no lease: the beats need that row."""
+    server = breakable_postgres
+    with open_sessions(server.url) as sessions:
+        db = sessions.open(synchronous_commit="local")
+        async with open_store(server.url) as writer:
+            probe = sessions.open()
+            db.rows("alter system set synchronous_standby_names = 'nobody'")
+            db.rows("select pg_reload_conf()")
+            probing = probe.later(commit_until_one_is_cancelled)
+            await asyncio.to_thread(waits_for_a_standby, sessions, probe.pid)
+            connecting = asyncio.create_task(writer.store.connect())
+            await asyncio.to_thread(
+                sessions.wait_until,
+                "select count(*) = 2 from pg_stat_activity where wait_event = 'SyncRep'",
+                {},
+                what="the new connection waits",
+            )
+
+            assert len(db.rows("select 1 from kedge.workers for no key update nowait")) == 1
+
+            db.rows("select pg_cancel_backend($1)", (probe.pid,))
+            probing.result()
+            db.rows("alter system reset synchronous_standby_names")
+            db.rows("select pg_reload_conf()")
+            await connecting
+
+
 def commit_until_one_is_cancelled(session: Session) -> None:
     """The setting counts when the server's checkpointer has read it, which nobody can see but who commits."""
     cancelled = False
@@ -465,7 +495,8 @@ def commit_until_one_is_cancelled(session: Session) -> None:
 
     session.conn.add_notice_handler(notice)
     while not cancelled:
-        session.rows("select pg_current_xact_id()")
+        # Not just any commit: one with nothing but its own record in the WAL waits for nobody.
+        session.rows("select pg_logical_emit_message(true, 'probe', '')")
 
 
 def waits_for_a_standby(sessions: Sessions, pid: int) -> None:

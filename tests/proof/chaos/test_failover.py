@@ -9,7 +9,6 @@ KEDGE_PROOF_RATE: starts a second (40).
 from __future__ import annotations
 
 import statistics
-import subprocess
 import time
 from collections.abc import Generator
 from contextlib import closing, contextmanager
@@ -21,6 +20,7 @@ import pytest
 
 from kedge_client import Client
 from kedge_worker._migrator import migrate
+from tests.proof.chaos.endless import Clients
 from tests.proof.chaos.servers import DEADLINE_S, Pair, pair
 from tests.proof.kit.fleet import Fleet, fleet
 from tests.proof.kit.journal import Line, read_journals
@@ -44,33 +44,13 @@ def under_load(servers: Pair, folder: Path, *, mix: str = MIX, results: float = 
     migrate(servers.url)
     with fleet(servers.url, folder, LEASE="5s", POLL=f"{POLL_S}s") as crew:
         workers = [crew.worker() for _ in range(WORKERS)]
-        clients = Clients(crew, mix=mix, results=results)
+        clients = Clients(crew, rate=RATE, mix=mix, results=results)
         yield crew
         clients.end()
-        crew.drain(90)
+        crew.drain(180)
         assert [worker.poll() for worker in workers] == [None] * WORKERS, "a worker has ended"
         assert_listeners_moved(servers)
         assert [crew.terminate(worker) for worker in workers] == [0] * WORKERS
-
-
-class Clients:
-    """One client after the other, each for a short while, so that the load can end at any moment without loose ends."""
-
-    def __init__(self, crew: Fleet, *, mix: str, results: float) -> None:
-        self._stop = crew.folder / "enough"
-        program = (
-            "import os, subprocess, sys\n"
-            "while not os.path.exists(sys.argv[1]):\n"
-            "    subprocess.run([sys.executable, *sys.argv[2:]], check=True)\n"
-        )
-        load = ["-m", "tests.proof.kit.load", "--rate", str(RATE), "--seconds", "4", "--mix", mix, "--results"]
-        self._process: subprocess.Popen[bytes] = crew.start(["-c", program, str(self._stop), *load, str(results)])
-        self._crew = crew
-
-    def end(self) -> None:
-        """Let the present one end its work; fails if one of them failed."""
-        self._stop.touch()
-        assert self._process.wait(120) == 0, self._crew.log(self._process)
 
 
 @pytest.mark.parametrize("commit", ["on", "remote_apply"])

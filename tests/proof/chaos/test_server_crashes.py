@@ -2,7 +2,7 @@
 The server dies under load, again and again, in every way that it can: nothing that was acknowledged is lost, work goes
 on as soon as it is back, and no worker ends.
 
-KEDGE_PROOF_SECONDS: how long the load of each test lasts (50); KEDGE_PROOF_RATE: starts a second (100).
+KEDGE_PROOF_ROUNDS: crashes of each test (21); KEDGE_PROOF_RATE: starts a second (40).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final
 import pytest
 
 from kedge_worker._migrator import migrate
+from tests.proof.chaos.endless import Clients
 from tests.proof.chaos.servers import Node, node
 from tests.proof.kit.fleet import Fleet, fleet
 from tests.proof.kit.journal import Line, read_journals
@@ -27,8 +28,8 @@ from tests.proof.kit.plugin import Figure
 
 pytestmark = pytest.mark.chaos
 
-SECONDS: Final = setting("seconds", 50)
-RATE: Final = setting("rate", 100)
+ROUNDS: Final = int(setting("rounds", 21))
+RATE: Final = setting("rate", 40)
 MIX: Final = "steps:6,parallel:2,event:4,charge:3,nap:1,parent:1,flaky:1"
 
 
@@ -70,20 +71,20 @@ def test_nothing_acknowledged_is_lost_when_the_server_crashes(
 ) -> None:
     with fleet(server.url, tmp_path, LEASE="5s", POLL="2s") as crew:
         workers = [crew.worker() for _ in range(2)]
-        client = crew.client(rate=RATE, seconds=SECONDS, mix=MIX, n=3)
+        clients = Clients(crew, rate=RATE, mix=MIX)
 
         def check_workers() -> None:
             assert [worker.poll() for worker in workers] == [None, None], "a worker has ended"
 
-        crashes = _crash_for(crew, server, crash, check_workers)
-        assert client.wait(60) == 0, crew.log(client)
-        crew.drain(60)
+        _crash(crew, server, crash, check_workers)
+        clients.end()
+        crew.drain(180)
         check_workers()
         assert [crew.terminate(worker) for worker in workers] == [0, 0]
 
     report = check(server.url, tmp_path)
     pauses = resumed(read_journals(tmp_path))
-    figure(f"{crash.__name__}: crashes", crashes, goal=min(20, SECONDS / 3), at_least=True)
+    figure(f"{crash.__name__}: crashes", ROUNDS)
     figure(f"{crash.__name__}: acknowledged starts", report.counts["start.ok"])
     figure(f"{crash.__name__}: work resumes, median", statistics.median(pauses), unit="s")
     figure(f"{crash.__name__}: work resumes, longest", max(pauses), unit="s", goal=3.0)
@@ -91,20 +92,16 @@ def test_nothing_acknowledged_is_lost_when_the_server_crashes(
     assert report.counts["start.ok"] > 0
 
 
-def _crash_for(crew: Fleet, server: Node, crash: Callable[[Node], None], check_workers: Callable[[], None]) -> int:
-    crashes = 0
+def _crash(crew: Fleet, server: Node, crash: Callable[[Node], None], check_workers: Callable[[], None]) -> None:
     _wait_for_work(crew)
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
+    for _ in range(ROUNDS):
         _wait_for_work(crew)
         time.sleep(random.uniform(0.1, 1.0))
         crew.journal.write("fault", kind=crash.__name__, about="server")
         crash(server)
         server.wait_until_it_answers()
         crew.journal.write("accepts")
-        crashes += 1
         check_workers()
-    return crashes
 
 
 def _wait_for_work(crew: Fleet) -> None:

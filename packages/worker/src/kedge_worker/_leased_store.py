@@ -20,6 +20,7 @@ from kedge_worker._runs import Batch, LiveRun, Row
 from kedge_worker._side_writes import SIDE_WRITES
 from kedge_worker._signals import LeaseLostError
 from kedge_worker._statements import (
+    AWAIT_STANDBY,
     CHARGE,
     CLAIM,
     END,
@@ -72,6 +73,7 @@ _STATEMENTS: Final = {
     "SETTLE_ROWS": SETTLE_ROWS,
     "SETTLE_RUNS": SETTLE_RUNS,
     "TAKE_OVER_JOURNAL": TAKE_OVER_JOURNAL,
+    "AWAIT_STANDBY": AWAIT_STANDBY,
     "SERVER_LIFE": SERVER_LIFE,
     "OWNED": OWNED,
 }
@@ -141,6 +143,11 @@ class LeasedStore:
             timeline = value_of(results[1], 0, 1)
             if self._timeline not in (None, timeline):
                 raise LeaseLostError("the server was promoted: what the old one confirmed last may be missing here")
+            self._timeline = timeline
+            # Already now: if the standby stays away, the next one ends this one. Not libpq's word for the pid: behind a
+            # pooler that is made up.
+            self._predecessor = (value_of(results[1], 0, 2), value_of(results[1], 0, 0))
+            await pipeline.roundtrip((Call(self._statements["AWAIT_STANDBY"]),), timeout_s=self._timeout_s)
         except psycopg.InternalError as error:
             pipeline.abort()
             if is_gone(error):  # it takes no writes
@@ -149,9 +156,6 @@ class LeasedStore:
         except BaseException:
             pipeline.abort()
             raise
-        self._timeline = timeline
-        # Not libpq's word for the pid: behind a pooler that is made up.
-        self._predecessor = (value_of(results[1], 0, 2), value_of(results[1], 0, 0))
         self._pipeline = pipeline
 
     def abort(self) -> None:

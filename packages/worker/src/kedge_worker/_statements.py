@@ -288,6 +288,9 @@ SETTLE_RUNS: Final = """
 
 TAKE_OVER_JOURNAL: Final = "select kedge.take_over_journal($1::uuid, $2::int, $3::timestamptz)"
 
+# Behind it, and with no lock: what the one before has committed is settled by reading, once the standby has it too.
+AWAIT_STANDBY: Final = "select kedge.await_standby()"
+
 # This backend's start and pid, and the timeline: another one than before means that a standby was promoted.
 SERVER_LIFE: Final = """
     select a.backend_start, left(pg_walfile_name(pg_current_wal_lsn()), 8), a.pid

@@ -91,6 +91,7 @@ ADMIN_FUNCTIONS: Final = (
 
 WORKER_FUNCTIONS: Final = (
     "are_tags",
+    "await_standby",
     "clock",
     "crashed_error",
     "deadline",

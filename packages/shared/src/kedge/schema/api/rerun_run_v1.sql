@@ -14,6 +14,7 @@ declare
     v_first int;
     v_next int;
 begin
+    perform kedge.await_standby();
     if p_id is null then
         raise exception using errcode = 'KE005', message = 'a run has an id';
     end if;

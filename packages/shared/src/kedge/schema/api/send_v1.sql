@@ -16,6 +16,7 @@ declare
     v_unread int;
     v_before int;
 begin
+    perform kedge.await_standby();
     if (p_run is null) = (p_topic is null) then
         raise exception using errcode = 'KE005', message = 'an event goes to a run or to a topic: give one of them';
     end if;

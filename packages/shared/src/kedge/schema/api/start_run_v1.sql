@@ -26,6 +26,7 @@ declare
     v_holder record;
     v_active uuid[] := '{}';
 begin
+    perform kedge.await_standby();
     if p_parent is null and abs(extract(epoch from clock_timestamp() - kedge.id_time(p_id))) > 3600 then
         raise exception using errcode = 'KE004',
             message = 'the time in run id ' || p_id || ' is more than an hour off the database''s clock',

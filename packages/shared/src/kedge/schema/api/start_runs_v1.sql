@@ -18,6 +18,7 @@ declare
     v_stored int;
     v_new uuid[];
 begin
+    perform kedge.await_standby();
     if p_keys is not null or p_singleton is not null then
         -- In the order of the keys, and of a key's resources, so that two batches with equal keys do not deadlock; byte
         -- by byte, as clients order the batches of one bulk start.

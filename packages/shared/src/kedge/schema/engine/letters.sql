@@ -43,6 +43,7 @@ language plpgsql set enable_seqscan = off as $$
 declare
     v_run record;
 begin
+    perform kedge.await_standby();
     if p_letter is null or kedge.is_engine_letter(p_letter) then
         raise exception using errcode = 'KE005', message = 'a letter has an id, and none of version 8';
     end if;
