@@ -14,10 +14,11 @@ from uuid import UUID
 
 import msgspec
 
+from tests.proof.crash_points.fates import KILLING, Call, Fate, Fault, Point
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.scenes import Scene
 from tests.proof.crash_points.stage import Snapshot, Stage, step_of
-from tests.proof.crash_points.tollgate import KILLING, Call, Fate, Fault, Point, Tollgate
+from tests.proof.crash_points.tollgate import Tollgate
 
 SETTINGS: Final = {"LEASE": "4s", "POLL": "2s", "GRACE": "5s", "CONCURRENCY": "20"}
 """The lease is long, for nothing here is about time; that of a dead worker is ended by hand."""

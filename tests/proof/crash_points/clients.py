@@ -13,10 +13,11 @@ from typing import Any, Final
 import msgspec
 
 from tests.proof.crash_points.cases import SETTINGS, clean_up, leftovers
+from tests.proof.crash_points.fates import KILLING, Call, Fate, Fault, Point
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.scripts import CONFUSED
 from tests.proof.crash_points.stage import Stage
-from tests.proof.crash_points.tollgate import KILLING, Call, Fate, Fault, Point, Tollgate
+from tests.proof.crash_points.tollgate import Tollgate
 from tests.proof.kit.journal import Line
 
 SCRIPTS: Final = {"starts": 2, "sends": 1, "controls": 1, "transaction": 1}

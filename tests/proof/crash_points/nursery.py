@@ -192,8 +192,9 @@ def main() -> None:
                     pid = os.fork()
                     if pid == 0:
                         signal.set_wakeup_fd(-1)
-                        for other in (*(one.fileobj for one in selector.get_map().values()), waker, selector):
-                            other.close()  # type: ignore[union-attr]
+                        for other in (*(one.fd for one in selector.get_map().values()), selector.fileno()):
+                            os.close(other)
+                        waker.close()
                         _live(json.loads(line))
                     parents[pid] = source
                     _tell(source, "born", pid, 0)

@@ -10,14 +10,16 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 
 from kedge_worker.testing._databases import Databases
 from tests.proof.crash_points.cases import Case, Outcome, perform
+from tests.proof.crash_points.clients import ClientOutcome
+from tests.proof.crash_points.fates import Call, Fate, Point
 from tests.proof.crash_points.nursery import Nursery
 from tests.proof.crash_points.scenes import SCENES, Scene
 from tests.proof.crash_points.stage import Stage, stage
-from tests.proof.crash_points.tollgate import Call, Fate, Point
 from tests.proof.kit.lanes import setting
 
 T = TypeVar("T")
 O = TypeVar("O")  # noqa: E741
+P = TypeVar("P", bound="Told")
 
 Player: TypeAlias = Callable[[T, Stage, Nursery, Path], Awaitable[O]]
 
@@ -26,7 +28,15 @@ WIDTH: Final = int(setting("width", 6))
 
 DEATHS: Final = (Fate.DIES_BEFORE, Fate.DIES_SENT, Fate.DIES_AFTER, Fate.DIES_LATE)
 CUTS: Final = (Fate.ENDED, Fate.CUT)
-_TRIES: Final = 3
+_TRIES: Final = 4
+
+_READING: Final = frozenset(
+    {"connect", "prepare", "NEW_MAIL", "REQUESTS", "NEXT_DUE", "HAS_MAIL", "select", "select migrations", "select runs"}
+)
+"""Calls that leave nothing behind in the database."""
+_EQUAL: Final = frozenset({Fate.DIES_SENT, Fate.DIES_AFTER, Fate.DIES_LATE})
+"""At a call that reads these are equal to DIES_BEFORE: executed or not, now or later, nobody is left to hear of it."""
+_CLAIM: Final = "begin hold_worker claim commit read_claimed read_waits read_mail"
 
 _undisturbed: Final[dict[str, Outcome]] = {}
 
@@ -55,13 +65,17 @@ async def play_all(
     return outcomes
 
 
-async def perform_until_met(case: Case, on: Stage, nursery: Nursery, folder: Path) -> Outcome:
-    """Perform it again if its call did not come: what runs beside each other has no fixed order."""
-    for number in range(_TRIES - 1):
-        outcome = await perform(case, on, nursery, folder.with_name(f"{folder.name}-{number}"))
-        if outcome.problems or len(outcome.met) == len(case.fates):
-            return outcome
-    return await perform(case, on, nursery, folder)
+def until_met(player: Player[Case, P]) -> Player[Case, P]:
+    """Play a case again if its call did not come: what runs beside each other has no fixed order."""
+
+    async def play(case: Case, on: Stage, nursery: Nursery, folder: Path) -> P:
+        for number in range(_TRIES - 1):
+            outcome = await player(case, on, nursery, folder.with_name(f"{folder.name}-{number}"))
+            if outcome.problems or len(outcome.met) == len(case.fates):
+                return outcome
+        return await player(case, on, nursery, folder)
+
+    return play
 
 
 def cases_of(scene: Scene, calls: Sequence[Call], fates: Iterable[Fate]) -> Iterator[Case]:
@@ -69,20 +83,20 @@ def cases_of(scene: Scene, calls: Sequence[Call], fates: Iterable[Fate]) -> Iter
     if scene.is_slow:
         labels = {(call.role, call.label) for call in calls if not call.number or call.role == "lease"}
         yield from (
-            Case(scene, ((fate, Point(role, 0, label)),))
+            Case(scene, ((fate, Point(role, 0, label, seen=label)),))
             for fate, (role, label) in itertools.product(fates, sorted(labels))
             if fate is not Fate.DIES_AMIDST
         )
         return
     for fate in fates:
         for call in calls:
-            if not call.number:
+            if not call.number or (fate in _EQUAL and call.label in _READING):
                 continue
             if fate is not Fate.DIES_AMIDST:
-                yield Case(scene, ((fate, Point(call.role, call.number)),))
+                yield Case(scene, ((fate, Point(call.role, call.number, seen=call.label)),))
                 continue
             for statements in amidst(call):
-                yield Case(scene, ((fate, Point(call.role, call.number, amidst=statements)),))
+                yield Case(scene, ((fate, Point(call.role, call.number, amidst=statements, seen=call.label)),))
 
 
 def amidst(call: Call) -> list[int]:
@@ -98,6 +112,7 @@ class Told(Protocol):
     """What came of a case of any kind; as text it tells all."""
 
     problems: list[str]
+    met: list[Call]
 
 
 async def undisturbed(names: Sequence[str], databases: Databases, folder: Path) -> list[Outcome]:
@@ -109,6 +124,29 @@ async def undisturbed(names: Sequence[str], databases: Databases, folder: Path) 
         assert all(outcome.extra == 0 for outcome in outcomes)
         _undisturbed.update({outcome.case.scene.title: outcome for outcome in outcomes})
     return [_undisturbed[name] for name in names]
+
+
+def assert_met(outcomes: Sequence[Outcome | ClientOutcome]) -> None:
+    """
+    No point was missed.
+
+    What writes a run's way comes in a fixed order, and so do a client's calls: each of them must have been met. When
+    the listener, the courier or a claim speaks is a matter of moments: of these one in ten may be missed.
+    """
+    missed = [outcome for outcome in outcomes if not outcome.met]
+    loose = sum(is_loose(outcome) for outcome in outcomes)
+    strict = [outcome for outcome in missed if not is_loose(outcome)]
+    told = "\n".join(str(outcome.case) for outcome in missed)
+    assert not strict, f"{len(strict)} calls of a fixed order were not met:\n{told}"
+    assert len(missed) <= 1 + loose // 10, f"{len(missed)} calls of {loose} were not met:\n{told}"
+
+
+def is_loose(outcome: Outcome | ClientOutcome) -> bool:
+    """Whether the call of a case comes in no fixed order."""
+    if isinstance(outcome, ClientOutcome):
+        return False
+    ((_, point),) = outcome.case.fates
+    return point.role not in ("journal", "transaction") or point.seen == _CLAIM
 
 
 def assert_well(outcomes: Sequence[Told]) -> None:

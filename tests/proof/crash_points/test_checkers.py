@@ -8,11 +8,11 @@ from typing import Final, TypeAlias
 from kedge_worker.testing._databases import Databases
 from tests.proof.crash_points.cases import Case, Outcome, perform
 from tests.proof.crash_points.clients import ClientCase, ClientOutcome, tell
+from tests.proof.crash_points.fates import Fate, Point
 from tests.proof.crash_points.nursery import Nursery
 from tests.proof.crash_points.runner import play_all
 from tests.proof.crash_points.scenes import SCENES
 from tests.proof.crash_points.stage import Stage
-from tests.proof.crash_points.tollgate import Fate, Point
 from tests.proof.crash_points.zombies import haunt
 
 Planted: TypeAlias = tuple[Case | ClientCase, str]

@@ -9,8 +9,8 @@ import pytest
 
 from kedge_worker.testing._databases import Databases
 from tests.proof.crash_points.clients import SCRIPTS, ClientCase, ClientOutcome, tell
-from tests.proof.crash_points.runner import CUTS, DEATHS, amidst, assert_well, play_all
-from tests.proof.crash_points.tollgate import Call, Fate, Point
+from tests.proof.crash_points.fates import Call, Fate, Point
+from tests.proof.crash_points.runner import CUTS, DEATHS, amidst, assert_met, assert_well, play_all
 from tests.proof.kit.lanes import thinned
 from tests.proof.kit.plugin import Figure
 
@@ -60,6 +60,7 @@ async def test_a_client_may_die_or_be_cut_off_at_any_call(
     outcomes = await play_all(cases, tell, databases, tmp_path)
 
     assert_well(outcomes)
+    assert_met(outcomes)
     figure("crash points of clients", len(cases))
     figure("crash points of clients met", sum(bool(one.met) for one in outcomes), goal=len(cases), at_least=True)
     figure("outcomes that the client called unknown", sum(one.unknown for one in outcomes))

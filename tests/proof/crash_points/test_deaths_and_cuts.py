@@ -9,17 +9,18 @@ import pytest
 
 from kedge_worker.testing._databases import Databases
 from tests.proof.crash_points.cases import Case, perform
+from tests.proof.crash_points.fates import Fate
 from tests.proof.crash_points.runner import (
     CUTS,
     DEATHS,
+    assert_met,
     assert_well,
     cases_of,
-    perform_until_met,
     play_all,
     undisturbed,
+    until_met,
 )
 from tests.proof.crash_points.scenes import SCENES
-from tests.proof.crash_points.tollgate import Fate
 from tests.proof.kit.lanes import setting, thinned, turn
 from tests.proof.kit.plugin import Figure
 
@@ -51,9 +52,10 @@ async def test_a_worker_may_die_or_be_cut_off_at_any_call(
     (one,) = await undisturbed([name], databases, tmp_path / "before")
     cases = list(cases_of(one.case.scene, one.calls, [fate]))
 
-    outcomes = await play_all(cases, perform_until_met, databases, tmp_path)
+    outcomes = await play_all(cases, until_met(perform), databases, tmp_path)
 
     assert_well(outcomes)
+    assert_met(outcomes)
     figure("crash points", len(cases))
     figure("crash points met", sum(bool(one.met) for one in outcomes), goal=len(cases), at_least=True)
     figure("extra bodies, all predicted", sum(one.extra for one in outcomes))

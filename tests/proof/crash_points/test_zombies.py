@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kedge_worker.testing._databases import Databases
-from tests.proof.crash_points.runner import assert_well, cases_of, play_all, undisturbed
+from tests.proof.crash_points.fates import STOPPING, Fate
+from tests.proof.crash_points.runner import assert_met, assert_well, cases_of, play_all, undisturbed, until_met
 from tests.proof.crash_points.scenes import SCENES
-from tests.proof.crash_points.tollgate import STOPPING, Fate
 from tests.proof.crash_points.zombies import haunt
 from tests.proof.kit.lanes import thinned
 from tests.proof.kit.plugin import Figure
@@ -40,9 +40,10 @@ async def test_nothing_is_accepted_of_a_worker_that_stood_still_at_any_call(
     (one,) = await undisturbed([name], databases, tmp_path / "before")
     cases = list(cases_of(one.case.scene, one.calls, [fate]))
 
-    outcomes = await play_all(cases, haunt, databases, tmp_path)
+    outcomes = await play_all(cases, until_met(haunt), databases, tmp_path)
 
     assert_well(outcomes)
+    assert_met(outcomes)
     figure("zombie points", len(cases))
     figure("zombie points met", sum(bool(one.met) for one in outcomes), goal=len(cases), at_least=True)
     figure("stale writes accepted", sum(one.stale for one in outcomes), goal=0)

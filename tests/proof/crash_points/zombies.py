@@ -18,9 +18,10 @@ from uuid import UUID
 
 import tests.proof.crash_points.plays as plays
 from tests.proof.crash_points.cases import QUIET_S, SETTINGS, Account, Case, Outcome, clean_up, fires, leftovers
+from tests.proof.crash_points.fates import Fate, Fault
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.stage import Snapshot, Stage
-from tests.proof.crash_points.tollgate import Fate, Fault, Tollgate
+from tests.proof.crash_points.tollgate import Tollgate
 
 _PATIENCE_S: Final = 60.0
 _BRANCHES: Final = 3
