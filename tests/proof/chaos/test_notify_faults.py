@@ -1,5 +1,6 @@
 """
-NOTIFY is a convenience: fifty sleepers are not all woken for one run, and without it everything works, only slower.
+NOTIFY is a convenience: fifty sleepers are not all woken for one run, a sleeper that cannot hear holds nobody up, and
+without it everything works, only slower.
 
 That a full queue of notifications fails no start is shown in tests/integration/test_full_notify_queue.py.
 """
@@ -18,8 +19,11 @@ import psycopg
 import pytest
 
 from kedge_client import Client
+from kedge_worker.testing import PostgresServer
+from tests.proof.chaos.network import Weather, network
 from tests.proof.kit.fleet import fleet
 from tests.proof.kit.lanes import setting
+from tests.proof.kit.oracle import check
 from tests.proof.kit.plugin import Figure
 from tests.proof.kit.programs import Work, steps
 
@@ -69,6 +73,37 @@ def test_without_notify_a_run_waits_for_the_poll_at_most(database_url: str, tmp_
         crew.drain()
     figure("without NOTIFY: a run is done after, median", median(took), unit="s", goal=POLL_S)
     figure("without NOTIFY: a run is done after, longest", max(took), unit="s", goal=POLL_S + 0.2)
+
+
+@pytest.mark.parametrize("how", ["stopped", "swallowed"])
+def test_a_sleeper_that_cannot_hear_costs_a_poll_at_most(
+    breakable_postgres: PostgresServer, tmp_path: Path, figure: Figure, how: str
+) -> None:
+    # The doorbell takes a sleeper's row out of `idle`: who rings for one that cannot hear has rung for nobody.
+    url = breakable_postgres.url
+    with network(url) as net, fleet(url, tmp_path, LEASE="60s", POLL=f"{POLL_S}s") as crew:
+        deaf = crew.worker(url=net.url)
+        crew.wait_until("select count(*) = 1 from kedge.idle")
+        if how == "stopped":
+            crew.worker()
+            crew.wait_until("select count(*) = 2 from kedge.idle")
+            crew.stop(deaf)
+        else:
+            net.set(Weather(is_deaf=True), "listener")
+        took: list[float] = []
+        with Client.connect(url, listen=False) as client:
+            for _ in range(10):
+                began = time.monotonic()
+                client.start(steps(Work(1))).result(timeout="30s")
+                took.append(time.monotonic() - began)
+        crew.cont(deaf)
+        crew.drain()
+
+    report = check(url, tmp_path)
+    # The client polls for the result as well.
+    figure(f"one sleeper {how}: a run is done after, longest", max(took), unit="s", goal=2 * POLL_S)
+    assert not report.violations, str(report)
+    assert report.counts["crashes"] == 0
 
 
 def _listening(stack: ExitStack, url: str) -> psycopg.Connection:
