@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -33,8 +33,8 @@ from kedge_client import Client
 from kedge_worker import Context, SyncContext, Worker, workflow
 from kedge_worker._migrator import migrate
 from kedge_worker.testing import PostgresServer, postgres_server
+from tests.proof.security.canaries import CANARY, Lines, found_in
 
-CANARY: Final = "kanarienvogel"
 PASSWORD: Final = f"{CANARY}-password-51c9"
 INPUT: Final = f"{CANARY}-input-1a2b"
 OUTPUT: Final = f"{CANARY}-output-3c4d"
@@ -146,37 +146,6 @@ async def changed_since(ctx: Context, given: Given) -> str:
 
 
 HANDLERS: Final = [work, sync_work, waits, breaks, changed]
-
-
-def forms(text: str) -> Iterable[bytes]:
-    """How a text may stand in a log: as it is, as bytea in hex, as base64."""
-    raw = text.encode()
-    # Of base64 the middle, which is the same whatever stands around it.
-    middles = (base64.b64encode(b"x" * shift + raw)[4 if shift else 0 : -4] for shift in range(3))
-    return (raw, raw.hex().encode(), *middles)
-
-
-def found_in(data: bytes, secrets: Iterable[str] = (CANARY,)) -> list[bytes]:
-    """The places where a secret stands, with what is around it."""
-    places: list[bytes] = []
-    for secret in secrets:
-        for form in forms(secret):
-            at = data.lower().find(form.lower())
-            if at >= 0:
-                places.append(data[max(0, at - 150) : at + 100])
-    return places
-
-
-class Lines(logging.Handler):
-    """Keeps what is logged, tracebacks included."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(self.format(record))
 
 
 @pytest.fixture
