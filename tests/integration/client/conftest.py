@@ -1,12 +1,19 @@
-"""What the tests of the client share: each runs on the sync and on the async one."""
+"""
+What the tests of the client share: each runs on the sync and on the async one.
+
+With KEDGE_TEST_CLIENT_ROLE=1 as a login that may do what a client may, and nothing else: see tests/client_role.py.
+"""
 
 from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
+from tests.client_role import as_client_role, stays_the_owners
 from tests.proxy import Proxy, proxy
 from tests.sessions import Session
 from tests.twins import TWINS, AnyClient, Twin, opened
+
+__all__ = ["as_client_role", "stays_the_owners"]  # fixtures by being here
 
 
 @pytest.fixture(params=TWINS, ids=[twin.name for twin in TWINS])

@@ -435,6 +435,7 @@ def count_instead(conn: psycopg.Connection, expression: str) -> None:
     )
 
 
+@pytest.mark.owners_client("it migrates a second schema, in which no roles are installed")
 async def test_a_client_that_was_refused_for_want_of_a_schema_works_once_it_is_there(
     twin: Twin, database_url: str
 ) -> None:

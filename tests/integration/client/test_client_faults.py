@@ -271,6 +271,7 @@ async def test_a_commit_that_no_standby_has_confirmed_is_unknown(
 # ---- refusals
 
 
+@pytest.mark.owners_client("a member of kedge_client may not take on another role")
 async def test_a_role_without_rights_is_told_so(twin: Twin, database_url: str, conn: psycopg.Connection) -> None:
     conn.execute("create role nobody_there")
     try:
