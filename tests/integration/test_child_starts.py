@@ -76,6 +76,24 @@ async def test_a_parent_that_somebody_else_owns_starts_nothing(database_url: str
     assert db.value("select has_dependents from kedge.runs where id = $1", (run.id,)) is False
 
 
+async def test_a_server_that_was_promoted_meanwhile_starts_nothing(database_url: str, db: Session) -> None:
+    """It may know the parent, and not the memos that the child was asked for behind."""
+    worker, run = letters.running(db)
+    here = str(db.value("select left(pg_walfile_name(pg_current_wal_lsn()), 8)"))
+    store = Store(
+        WorkerSettings(database_url=database_url).starts_conninfo(), worker_id=worker, schema="kedge", timeout_s=5.0
+    )
+    timelines = iter(("000000FF", here))
+    starter = Starter(store, lambda _queue, _workflow: None, timeline=lambda: next(timelines))
+    child = new_run_id()
+
+    with pytest.raises(LeaseLostError):
+        await starter.start(live(run), child, terms(), is_dependent=False)
+    assert db.value("select count(*) from kedge.runs where parent_id = $1", (run.id,)) == 0
+    assert await starter.start(live(run), child, terms(), is_dependent=False) == Started(child, None)
+    await starter.aclose()
+
+
 async def test_who_holds_the_key_is_answered_and_nobody_is_rung(database_url: str, db: Session) -> None:
     worker, run = letters.running(db)
     starts = Starts(database_url, worker)

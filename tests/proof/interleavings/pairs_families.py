@@ -226,6 +226,7 @@ def start_alone(actor: Actor, worker: UUID, parent: moves.Claimed, child: UUID, 
         "timeout_s": None,
         "singleton": None,
         "is_dependent": dependent,
+        "timeline": "",
     }
     try:
         rows = engine(lambda s: s.rows(moves.statement("START_ALONE"), {**whose, **terms}))(actor)

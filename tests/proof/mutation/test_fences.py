@@ -58,6 +58,7 @@ def start_alone(db: Session, worker: UUID, run: moves.Claimed) -> None:
         "singleton": None,
         "id": uuid4(), "workflow": "child", "queue": moves.QUEUE, "priority": 0, "input": b"\x01null", "key": "k",
         "key_hash": b"x" * 24, "on_conflict": "return", "is_dependent": False,
+        "timeline": "",
     }  # fmt: skip
     named("START_ALONE", **options)(db, worker, run)
 

@@ -32,6 +32,7 @@ class Starter:
         store: Nobody else's.
         started: Called with the lane (queue, workflow) of a child that can be claimed.
         sealed: Encrypts what is kept of a child, if payloads are encrypted.
+        timeline: Answers that of the server on which the parents' memos are; empty: it does not matter.
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class Starter:
         store: Store,
         started: Callable[[str, str], None],
         sealed: Callable[[UUID, StartTerms], StartTerms] | None = None,
+        timeline: Callable[[], str] = str,
     ) -> None:
         self._store = store
         self._sealed = sealed
         self._started = started
+        self._timeline = timeline
 
     async def start(self, run: LiveRun, child_id: UUID, terms: StartTerms, *, is_dependent: bool) -> Started:
         pause = Backoff(_LONGEST_PAUSE_S)
@@ -52,7 +55,7 @@ class Starter:
         while True:
             try:
                 answer = await self._store.start_child(
-                    parent.id, parent.epoch, child_id, terms, is_dependent=is_dependent
+                    parent.id, parent.epoch, child_id, terms, is_dependent=is_dependent, timeline=self._timeline()
                 )
             except PostgresError as error:
                 if is_lease_lost(error):

@@ -97,6 +97,7 @@ class Life:
             Store(settings.starts_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s),
             self._started,
             None if seals is None else seals.start,
+            timeline=lambda: self._leased.timeline,
         )
         self.executor = Executor(
             journal,
@@ -233,11 +234,13 @@ class Life:
             if task.get_name() not in ("flusher", "attendant"):  # runs go on within the grace, and some of them wait
                 task.cancel()
         owned: Sequence[UUID] = ()
+        is_away = False
         seeing_off = asyncio.create_task(self._solo.stop(0 if self.ended.done() else grace_s, hurry=hurry))
         if not self.ended.done():
             # What is given back rings a sleeper, which must not be this worker.
             begun = time.monotonic()
             await _bounded(self.store.wake_up(), _FAREWELL_S)
+            is_away = not self.store.is_connected
             owned = await self.executor.shutdown(max(0.0, grace_s - (time.monotonic() - begun)), hurry=hurry)
             await _bounded(self._drained(), _DRAIN_S)
         else:
@@ -245,7 +248,7 @@ class Life:
         self._flusher.close()
         await _bounded(seeing_off, grace_s + _CHILD_S)
         error = self.ended.exception() if self.ended.done() else None
-        farewell_s = _FAREWELL_S if self._flusher.silent_s > _FAREWELL_S else _DRAIN_S
+        farewell_s = _FAREWELL_S if is_away or self._flusher.silent_s > _FAREWELL_S else _DRAIN_S
         if error is None:
             await _bounded(self.store.leave(), farewell_s)
         elif not is_lease_lost(error):  # the schema does not fit any more: nobody has crashed

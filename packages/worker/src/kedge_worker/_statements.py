@@ -334,13 +334,14 @@ MIND_DEPENDENT: Final = """
      where id = %(parent)s and epoch = %(epoch)s and worker_id is not distinct from %(worker)s and not has_dependents
 """
 
-# No row, or KE001: somebody else owns the parent. That is looked at twice: before there is anything to wait for, and
-# behind it, with a lock until the commit.
+# No row, or KE001: somebody else owns the parent, which is looked at twice: before there is anything to wait for, and
+# behind it, with a lock until the commit. No row also from a server that was promoted meanwhile, as with a transaction.
 START_ALONE: Final = """
     select s.run_id, s.created, s.status, s.conflict,
            kedge.hold_parent(%(parent)s::uuid, %(epoch)s::int, %(worker)s::uuid)
       from (select r.id from kedge.runs r
              where r.id = %(parent)s and r.epoch = %(epoch)s and r.worker_id is not distinct from %(worker)s
+               and (%(timeline)s::text = '' or left(pg_walfile_name(pg_current_wal_lsn()), 8) = %(timeline)s::text)
              offset 0) fence
      cross join lateral kedge.start_run(
            %(id)s, %(workflow)s, %(queue)s, %(priority)s, %(input)s, %(meta)s, %(key)s, %(key_hash)s, %(on_conflict)s,

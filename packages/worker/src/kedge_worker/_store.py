@@ -172,14 +172,19 @@ class Store:
         ]
 
     async def start_child(
-        self, parent: UUID, epoch: int, child: UUID, terms: StartTerms, *, is_dependent: bool
+        self, parent: UUID, epoch: int, child: UUID, terms: StartTerms, *, is_dependent: bool, timeline: str = ""
     ) -> Started | None:
-        """Start a child that may have to wait for others; None: somebody else owns the parent."""
+        """
+        Start a child that may have to wait for others; None: somebody else owns the parent, or the server is on another
+        timeline than the one that is given.
+        """
         whose = {"parent": parent, "epoch": epoch, "worker": self._worker}
         if is_dependent:
             await self._execute(MIND_DEPENDENT, whose)
         asked = terms._asdict() | {"tags": None if terms.tags is None else list(terms.tags)}
-        rows = await self._execute(START_ALONE, {**whose, **asked, "id": child, "is_dependent": is_dependent})
+        rows = await self._execute(
+            START_ALONE, {**whose, **asked, "id": child, "is_dependent": is_dependent, "timeline": timeline}
+        )
         if not rows:
             return None
         ((run_id, _, _, conflict, _),) = rows
@@ -197,6 +202,11 @@ class Store:
 
     async def go_idle(self, queues: Sequence[str], workflows: Sequence[str]) -> None:
         await self._execute(GO_IDLE, {"worker": self._worker, "queues": list(queues), "workflows": list(workflows)})
+
+    @property
+    def is_connected(self) -> bool:
+        """False: there was nothing to ask yet, or the last question got no answer."""
+        return self._conn is not None and not self._conn.closed
 
     async def wake_up(self) -> None:
         await self._execute(WAKE_UP, {"worker": self._worker})
