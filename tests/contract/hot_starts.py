@@ -108,7 +108,7 @@ HOT_STARTS: Final[dict[str, Hot]] = {
     "start a child alone": Hot(
         side="control",
         statement=worker.START_ALONE,
-        # In the order in which the statement names them: the parent, the timeline, the child's id, its terms, its policy.
+        # In the order in which the statement names them: parent, timeline, the child's id, its terms, its policy.
         arguments=(
             *(crowd.run_id("running", 3), crowd.EPOCH, crowd.WORKER, "", new_run_id(), "order", crowd.QUEUE, 0),
             *(b"\x01", b"", "child-1", b"\0" * 24, "return", None, None, None, None, None, None, True),
