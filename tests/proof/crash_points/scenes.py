@@ -59,6 +59,8 @@ class Scene:
     """The run is there before its worker is: the calls are numbered from the first connection on."""
     is_slow: bool = False
     """It lasts until all that comes with time has come: only such calls meet a fate."""
+    farewell: Drive = _nothing
+    """Its worker is asked to end when this has come; what clients do then, they do when the next one is there."""
     told: Mapping[str, str] = field(default_factory=dict[str, str])
     """What else the handler answers that it was told: events."""
 
@@ -158,3 +160,29 @@ SCENES: Final = {
         Scene(plays.event, _AROUND, name="fast-forward", drive=fast_forward, told=_EVENTS),
     )
 }
+
+
+async def _is_waiting(stage: World, run: UUID) -> None:
+    await stage.waits_for(run, "event")
+
+
+async def _is_in_a_body(stage: World, run: UUID) -> None:
+    await stage.has_begun("hang")
+
+
+FAREWELLS: Final = {
+    scene.title: scene
+    for scene in (
+        Scene(plays.event, _AROUND, name="end while it waits", farewell=_is_waiting, drive=send_both, told=_EVENTS),
+        Scene(
+            plays.stuck,
+            once("before", "hang"),
+            name="end in a body",
+            farewell=_is_in_a_body,
+            drive=cancel_working,
+            status="x",
+            endless=frozenset({"hang"}),
+        ),
+    )
+}
+"""Those in which the worker is asked to end, while a run is under way."""

@@ -96,6 +96,13 @@ class Stage:
             "update kedge.workers set lease_until = clock_timestamp() where name like %s", f"%:{worker.pid}"
         )
 
+    async def forget_lapsed(self) -> None:
+        """Bury lives whose short lease has lapsed when nobody was there any more to do so."""
+        await self._until("select not exists (select 1 from kedge.workers where lease_until > clock_timestamp())")
+        await self.rows(
+            "delete from kedge.workers w where not exists (select 1 from kedge.runs where worker_id = w.id)"
+        )
+
     # ---- what it waits for
 
     async def is_idle(self, worker: Child) -> None:

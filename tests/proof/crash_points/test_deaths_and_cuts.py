@@ -9,6 +9,7 @@ import pytest
 
 from kedge_worker.testing._databases import Databases
 from tests.proof.crash_points.cases import Case, perform
+from tests.proof.crash_points.farewells import take_leave
 from tests.proof.crash_points.fates import Fate
 from tests.proof.crash_points.runner import (
     CUTS,
@@ -20,7 +21,7 @@ from tests.proof.crash_points.runner import (
     undisturbed,
     until_met,
 )
-from tests.proof.crash_points.scenes import SCENES
+from tests.proof.crash_points.scenes import FAREWELLS, SCENES
 from tests.proof.kit.lanes import setting, thinned, turn
 from tests.proof.kit.plugin import Figure
 
@@ -76,3 +77,22 @@ async def test_the_next_worker_may_die_as_well(databases: Databases, tmp_path: P
     assert_well(outcomes)
     figure("pairs of crash points", len(cases))
     figure("pairs of which both were met", sum(len(one.met) == 2 for one in outcomes))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", FAREWELLS)
+async def test_a_worker_that_was_asked_to_end_may_die_or_be_cut_off_at_any_call(
+    databases: Databases, tmp_path: Path, figure: Figure, name: str
+) -> None:
+    (tmp_path / "before").mkdir()
+    (one,) = await play_all([Case(FAREWELLS[name])], take_leave, databases, tmp_path / "before")
+    assert_well([one])
+    cases = list(cases_of(one.case.scene, one.calls, FATES))
+    assert cases
+
+    outcomes = await play_all(cases, until_met(take_leave), databases, tmp_path)
+
+    assert_well(outcomes)
+    assert_met(outcomes)
+    figure("crash points of farewells", len(cases))
+    figure("crash points of farewells met", sum(bool(one.met) for one in outcomes), goal=len(cases), at_least=True)
