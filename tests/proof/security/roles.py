@@ -15,6 +15,7 @@ from psycopg.conninfo import make_conninfo
 from kedge.schema.privileges import ROLES, role_name
 from kedge_worker._migrator import install_roles
 from kedge_worker.testing import PostgresServer
+from kedge_worker.testing._databases import Databases
 
 LOGINS: Final = ("client", "worker", "admin", "owner")
 OUTSIDER: Final = "proof_outsider"
@@ -70,6 +71,16 @@ def land(database_url: str, logins: None) -> Land:
     del logins
     install_roles(database_url)
     return Land(database_url)
+
+
+@pytest.fixture(scope="module")
+def shared_land(databases: Databases, logins: None) -> Generator[Land]:
+    """One database for all tests of a module that undo whatever they do."""
+    del logins
+    url = databases.create()
+    install_roles(url)
+    yield Land(url)
+    databases.drop(url)
 
 
 def _create(conn: psycopg.Connection[Any], name: str, options: LiteralString) -> None:

@@ -201,7 +201,7 @@ def lives(databases: Any, seed: int, plant: Plant | None = None) -> tuple[list[s
         databases.drop(together)
 
 
-@pytest.mark.parametrize("seed", thinned(range(100), of=25))
+@pytest.mark.parametrize("seed", thinned(range(100), of=50))
 @pytest.mark.breaks_invariants  # of a run that nobody's worker owns an end is written by hand
 def test_what_a_tenant_is_told_is_the_same_with_others_beside_him(databases: Any, seed: int) -> None:
     alone, together = lives(databases, seed)
@@ -236,7 +236,8 @@ def test_others_are_noticed_as_soon_as_a_resource_is_forgotten(databases: Any, f
             return True
         return alone != together
 
-    assert any(map(is_noticed, range(6)))
+    # The first does it as things are; the others, should the verbs change.
+    assert any(map(is_noticed, range(1, 9)))
 
 
 def test_a_key_that_another_tenant_uses_too_is_free(database_url: str) -> None:
