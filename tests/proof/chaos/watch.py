@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import psutil
 import psycopg
 
 from tests.proof.kit.fleet import Process
+from tests.proof.kit.oracle import Report
 
 PATIENCE_S = 60.0
 
@@ -69,3 +71,13 @@ def sessions(url: str, like: str = "kedge%") -> dict[str, int]:
     """The server's sessions by the name of their application."""
     query = "select application_name, count(*) from pg_stat_activity where application_name like %s group by 1"
     return {str(name): int(count) for name, count in rows(url, query, like)}
+
+
+def broken(report: Report) -> list[str]:
+    """
+    The violations, where connections are cut beneath transactional steps.
+
+    A transaction whose commit did not arrive was rolled back: its body runs again in the same life, as for any fault
+    that hits it. How often is for the test to bound, by `extra_bodies`.
+    """
+    return [what for what in report.violations if not re.match(r"I6: step t\d+ of ", what)]
