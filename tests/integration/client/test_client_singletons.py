@@ -126,7 +126,7 @@ async def test_a_refused_start_leaves_the_callers_transaction_alone(
     first = await twin.do(client.start, PROCESS(ORDER, singleton="raise"))
 
     async with connected(twin, database_url) as mine:
-        await twin.do(mine.execute, "create table mine (id int)")
+        await twin.do(mine.execute, "create temp table mine (id int)")
         with pytest.raises(RunActiveError) as caught:
             await twin.do(client.start, PROCESS(ORDER, singleton="raise"), conn=mine)
         with pytest.raises(RunActiveError):

@@ -87,7 +87,7 @@ async def test_a_cancel_is_sent_when_its_transaction_commits(
 async def test_a_start_leaves_the_transaction_to_its_owner(
     twin: Twin, client: AnyClient, database_url: str, conn: psycopg.Connection, level: psycopg.IsolationLevel
 ) -> None:
-    conn.execute("create table orders (id text)")
+    conn.execute("create table orders (id text); grant all on orders to public")
     async with connected(twin, database_url, row_factory=dict_row) as mine:
         await set_level(twin, mine, level)
         await twin.do(mine.execute, "insert into orders values ('o-1')")

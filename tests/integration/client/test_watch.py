@@ -271,7 +271,8 @@ async def test_what_happened_before_the_registration_is_told_when_it_stands(
     conn.execute(
         "alter function kedge.observe_v1(uuid[], text) rename to observe_after;"
         "create table kedge.gate ();"
-        "create function kedge.observe_v1(p_ids uuid[], p_channel text) returns void language plpgsql as $$"
+        "create function kedge.observe_v1(p_ids uuid[], p_channel text) returns void"
+        " language plpgsql security definer as $$"
         " begin lock table kedge.gate; perform kedge.observe_after(p_ids, p_channel); end $$"
     )
 

@@ -281,8 +281,8 @@ def _try_name(land: Land, name: str) -> None:
                 {"new": new_run_id(), "run": run, "name": name},
             ),
             (
-                "select kedge.list_run_ids_v1("
-                + "%(name)s, array[%(name)s], %(name)s, null, %(name)s, null, null, 10, null, false)",
+                """select kedge.list_run_ids_v1(
+                       %(name)s, array[%(name)s], %(name)s, null, %(name)s, null, null, 10, null, false)""",
                 {"name": name},
             ),
             ("select kedge.count_runs_v1(%(name)s, array[%(name)s], %(name)s, %(name)s, null, null)", {"name": name}),
