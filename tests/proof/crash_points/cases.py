@@ -57,6 +57,8 @@ class Outcome:
     bodies: int = 0
     extra: int = 0
     """Bodies that were executed once more because of the fault."""
+    predicted: int = 0
+    """So many of these were predicted. A body that is cancelled may not have begun, a zombie may have begun some more."""
     log: str = ""
 
     def __str__(self) -> str:
@@ -146,7 +148,7 @@ async def _perform(outcome: Outcome, stage: Stage, nursery: Nursery, children: l
         outcome.problems += [repr(error) for error in gate.errors]
     outcome.problems += await account.settle(stage, run)
     outcome.problems += await leftovers(stage)
-    outcome.bodies, outcome.extra = account.bodies, account.extra
+    outcome.bodies, outcome.extra, outcome.predicted = account.bodies, account.extra, account.predicted
 
 
 async def fires(fault: Fault, stage: Stage, gate: Tollgate) -> bool:
@@ -196,6 +198,11 @@ class Account:
         self._predicted = dict(scene.bodies)
         self._seen: list[Snapshot] = []
         self.bodies = self.extra = 0
+
+    @property
+    def predicted(self) -> int:
+        """How many bodies begin once more."""
+        return sum(self._predicted.values()) - sum(self._scene.bodies.values())
 
     def witness(self, stage: Stage, point: Point) -> Callable[[], Awaitable[None]]:
         """For a fault of a process that lives on."""

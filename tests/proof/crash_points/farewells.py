@@ -87,4 +87,4 @@ async def _take_leave(outcome: Outcome, stage: Stage, nursery: Nursery, children
         outcome.problems += [repr(error) for error in gate.errors]
     outcome.problems += await account.settle(stage, run)
     outcome.problems += await leftovers(stage)
-    outcome.bodies, outcome.extra = account.bodies, account.extra
+    outcome.bodies, outcome.extra, outcome.predicted = account.bodies, account.extra, account.predicted

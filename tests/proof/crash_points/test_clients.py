@@ -43,7 +43,7 @@ async def test_a_client_may_die_or_be_cut_off_at_a_few_calls(
     cases = [case for one in scripts for case in cases_of(one.case.script, one.calls)]
     assert len(cases) > 100
 
-    outcomes = await play_all(thinned(cases, of=12)[:15], tell, databases, tmp_path)
+    outcomes = await play_all(thinned(cases, of=12)[:12], tell, databases, tmp_path)
 
     assert_well(outcomes)
     figure("crash points of clients tried", len(outcomes))

@@ -30,14 +30,15 @@ PAIRS = int(setting("pairs", 10))
 """Of each scene, by KEDGE_PROOF_PAIRS."""
 
 
-async def test_a_worker_may_die_or_be_cut_off_at_a_few_calls_of_every_scene(
+async def test_a_worker_may_die_or_be_cut_off_at_a_few_calls_of_a_few_scenes(
     databases: Databases, tmp_path: Path, figure: Figure
 ) -> None:
-    scenes = await undisturbed(list(SCENES), databases, tmp_path / "before")
+    names = thinned(list(SCENES), of=4)[:6]  # each scene has its turn within four days
+    scenes = await undisturbed(names, databases, tmp_path / "before")
     cases = [case for one in scenes for case in cases_of(one.case.scene, one.calls, FATES)]
-    assert len(cases) > 1500
+    assert len(cases) > 10 * len(names)
 
-    outcomes = await play_all(thinned(cases, of=60)[:36], perform, databases, tmp_path)
+    outcomes = await play_all(thinned(cases, of=max(len(cases) // 20, 1))[:20], perform, databases, tmp_path)
 
     assert_well(outcomes)
     figure("crash points tried", len(outcomes))
@@ -59,7 +60,9 @@ async def test_a_worker_may_die_or_be_cut_off_at_any_call(
     assert_met(outcomes)
     figure("crash points", len(cases))
     figure("crash points met", sum(bool(one.met) for one in outcomes), goal=len(cases), at_least=True)
-    figure("extra bodies, all predicted", sum(one.extra for one in outcomes))
+    figure("extra bodies predicted", sum(one.predicted for one in outcomes))
+    figure("extra bodies seen", sum(one.extra for one in outcomes))
+    figure("violations", sum(len(one.problems) for one in outcomes), goal=0)
 
 
 @pytest.mark.full

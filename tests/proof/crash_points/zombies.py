@@ -129,7 +129,7 @@ async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: li
             drive.cancel()
         outcome.problems += await _stale(outcome, stage, before, epochs)
         outcome.problems += await account.settle(stage, run, zombie=(f"process-{zombie.pid}", woken_at, _BRANCHES))
-        outcome.bodies, outcome.extra = account.bodies, account.extra
+        outcome.bodies, outcome.extra, outcome.predicted = account.bodies, account.extra, account.predicted
         heir.signal(signal.SIGTERM)
         if (code := await heir.ended()) != 0:
             outcome.problems.append(f"the heir ended with {code}")
