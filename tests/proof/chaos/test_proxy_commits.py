@@ -4,7 +4,7 @@ One of a hundred ends of a round trip is cut, before the server has it or before
 A client and two workers, each behind a proxy of its own, start runs, send events and keep steps by the thousand. What
 was acknowledged is there, nothing is there twice, and a call whose outcome is unknown says so or is settled by its key.
 
-KEDGE_PROOF_SECONDS (60), KEDGE_PROOF_RATE (100 starts/s), KEDGE_PROOF_AMBIGUOUS (0.01).
+KEDGE_PROOF_SECONDS (45), KEDGE_PROOF_RATE (100 starts/s), KEDGE_PROOF_AMBIGUOUS (0.01).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.proof.kit.lanes import setting
 from tests.proof.kit.oracle import check
 from tests.proof.kit.plugin import Figure
 
-SECONDS = setting("seconds", 60.0)
+SECONDS = setting("seconds", 45.0)
 RATE = setting("rate", 100.0)
 SHARE = setting("ambiguous", 0.01)
 

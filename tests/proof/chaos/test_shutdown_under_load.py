@@ -3,7 +3,7 @@ SIGTERM at random times under load: what a deploy does.
 
 Two workers under a client's load; one after the other is stopped at a random moment and replaced by the next. Promised:
 the process ends within its grace and two seconds, with nothing left owned; nobody is charged; and where the handlers
-end within the grace nothing is executed twice. KEDGE_PROOF_SHUTDOWNS says how often (200), KEDGE_PROOF_SEED repeats
+end within the grace nothing is executed twice. KEDGE_PROOF_SHUTDOWNS says how often in each of three tests (70), KEDGE_PROOF_SEED repeats
 the moments.
 """
 
@@ -28,7 +28,7 @@ from tests.proof.kit.plugin import Figure
 from tests.proof.kit.programs import Work, steps
 
 MARGIN_S = 2.0
-SHUTDOWNS = int(setting("shutdowns", 200))
+SHUTDOWNS = int(setting("shutdowns", 70))
 SEED = int(setting("seed", 0)) or random.randrange(1_000_000)
 
 
