@@ -58,7 +58,7 @@ class Outcome:
     extra: int = 0
     """Bodies that were executed once more because of the fault."""
     predicted: int = 0
-    """So many of these were predicted. A body that is cancelled may not have begun, a zombie may have begun some more."""
+    """So many of these were predicted. One that is cancelled may not have begun, a zombie may have begun more."""
     log: str = ""
 
     def __str__(self) -> str:

@@ -29,8 +29,8 @@ _BRANCHES: Final = 3
 """So many bodies may begin at once in a scene."""
 _SHORT: Final = {**SETTINGS, "LEASE": f"{setting('lease', 2)}s"}
 """By KEDGE_PROOF_LEASE; so that a worker on a busy machine does not lose it before it stands still."""
-_LOST: Final = "no beat was accepted"
-"""What a worker says that has lost its lease."""
+_LEASE_LOST: Final = "lease lost"
+"""What a worker says then."""
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: li
                 return
             assert fault.call is not None
             before, epochs = await _last_words(stage, gate)
-            if _LOST not in zombie.log():  # else it was no worker any more when it stood still: on a busy machine
+            if _LEASE_LOST not in zombie.log():  # else it was no worker any more when it stood still: on a busy machine
                 outcome.met.append(fault.call)
             account.notes(before)
             if not lapses:
@@ -138,7 +138,8 @@ async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: li
         if (code := await zombie.ended()) != 0:
             outcome.problems.append(f"the zombie ended with {code}")
         outcome.problems += [repr(error) for error in gate.errors]
-    if lapses:
+    if zombie.log().count(_LEASE_LOST) > (0 if lapses else 1):
+        # On a busy machine its new life may lose the lease, too, and the heir is no more that would bury it.
         await stage.forget_lapsed()
     outcome.problems += await leftovers(stage)
 
