@@ -3,8 +3,8 @@ SIGTERM at random times under load: what a deploy does.
 
 Two workers under a client's load; one after the other is stopped at a random moment and replaced by the next. Promised:
 the process ends within its grace and two seconds, with nothing left owned; nobody is charged; and where the handlers
-end within the grace nothing is executed twice. KEDGE_PROOF_SHUTDOWNS says how often in each of three tests (70), KEDGE_PROOF_SEED repeats
-the moments.
+end within the grace nothing is executed twice. KEDGE_PROOF_SHUTDOWNS says how often in each of three tests (70),
+KEDGE_PROOF_SEED repeats the moments.
 """
 
 from __future__ import annotations
