@@ -71,7 +71,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_crashes(
 ) -> None:
     with fleet(server.url, tmp_path, LEASE="5s", POLL="2s") as crew:
         workers = [crew.worker() for _ in range(2)]
-        clients = Clients(crew, rate=RATE, mix=MIX)
+        clients = Clients(crew, rate=RATE, mix=MIX, results=0.02)
 
         def check_workers() -> None:
             assert [worker.poll() for worker in workers] == [None, None], "a worker has ended"
