@@ -165,7 +165,9 @@ async def fires(fault: Fault, stage: Stage, gate: Tollgate) -> bool:
         if fault.call is not None:
             async with asyncio.timeout(30):
                 await fault.fired.wait()
-        return fault.call is not None
+            return True
+        gate.disarm()  # at once: the next call may be on its way
+        return False
     finally:
         for task in tasks:
             task.cancel()

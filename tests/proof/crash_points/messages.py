@@ -16,6 +16,8 @@ _LABELS: Final = (
     ("kedge.inbox)", "HAS_MAIL"),
 )
 
+CLAIM: Final = "begin hold_worker claim commit read_claimed read_waits read_mail"
+
 
 def named(sql: str) -> str:
     """A short name for a statement."""

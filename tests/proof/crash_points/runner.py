@@ -15,7 +15,7 @@ from tests.proof.crash_points.fates import Call, Fate, Point
 from tests.proof.crash_points.nursery import Nursery
 from tests.proof.crash_points.scenes import SCENES, Scene
 from tests.proof.crash_points.stage import Stage, stage
-from tests.proof.kit.lanes import setting
+from tests.proof.kit.lanes import amount, setting
 
 T = TypeVar("T")
 O = TypeVar("O")  # noqa: E741
@@ -23,8 +23,8 @@ P = TypeVar("P", bound="Told")
 
 Player: TypeAlias = Callable[[T, Stage, Nursery, Path], Awaitable[O]]
 
-WIDTH: Final = int(setting("width", 6))
-"""How many cases at once, by KEDGE_PROOF_WIDTH."""
+WIDTH: Final = int(setting("width", amount(thin=6, full=14)))
+"""How many cases at once, by KEDGE_PROOF_WIDTH: a case takes two seconds, of which a quarter is work."""
 
 DEATHS: Final = (Fate.DIES_BEFORE, Fate.DIES_SENT, Fate.DIES_AFTER, Fate.DIES_LATE)
 CUTS: Final = (Fate.ENDED, Fate.CUT)
@@ -36,8 +36,9 @@ _READING: Final = frozenset(
 """Calls that leave nothing behind in the database."""
 _EQUAL: Final = frozenset({Fate.DIES_SENT, Fate.DIES_AFTER, Fate.DIES_LATE})
 """At a call that reads these are equal to DIES_BEFORE: executed or not, now or later, nobody is left to hear of it."""
-_CLAIM: Final = "begin hold_worker claim commit read_claimed read_waits read_mail"
 
+free: Final[list[str]] = []
+"""Databases of earlier tests, clean: what belongs to a case in them is told by when it began."""
 _undisturbed: Final[dict[str, Outcome]] = {}
 
 
@@ -48,19 +49,28 @@ async def play_all(
     queue = list(cases)[::-1]
     outcomes: list[O] = []
     numbers = itertools.count()
-    urls = [databases.create() for _ in range(min(width, len(queue)))]
+    urls = [free.pop() if free else databases.create() for _ in range(min(width, len(queue)))]
+    spoilt: set[str] = set()
 
     async with Nursery() as nursery:
 
         async def work(url: str) -> None:
+            is_clean = True
             async with stage(url, folder) as its:
                 while queue:
-                    outcomes.append(await player(queue.pop(), its, nursery, folder / f"case-{next(numbers)}"))
+                    spoilt.add(url)
+                    outcome = await player(queue.pop(), its, nursery, folder / f"case-{next(numbers)}")
+                    outcomes.append(outcome)
+                    if not isinstance(outcome, Outcome | ClientOutcome) or outcome.problems:
+                        is_clean = False
+                if is_clean:
+                    spoilt.discard(url)
 
         async with asyncio.TaskGroup() as group:
             for url in urls:
                 group.create_task(work(url))
-    for url in urls:
+    free.extend(url for url in urls if url not in spoilt)
+    for url in spoilt:
         databases.drop(url)
     return outcomes
 
@@ -131,11 +141,18 @@ def assert_met(outcomes: Sequence[Outcome | ClientOutcome]) -> None:
     No point was missed.
 
     What writes a run's way comes in a fixed order, and so do a client's calls: each of them must have been met. When
-    the listener, the courier or a claim speaks is a matter of moments: of these one in ten may be missed.
+    the listener, the courier or a claim speaks is a matter of moments: of these one in ten may be missed. Writes that
+    are ready together go in one call: then there is one less, and the last number is missed.
     """
+    writes = [one for one in outcomes if isinstance(one, Outcome) and not is_loose(one)]
+    last = max((one.case.fates[0][1].number for one in writes), default=0)
     missed = [outcome for outcome in outcomes if not outcome.met]
     loose = sum(is_loose(outcome) for outcome in outcomes)
-    strict = [outcome for outcome in missed if not is_loose(outcome)]
+    strict = [
+        outcome
+        for outcome in missed
+        if not is_loose(outcome) and (isinstance(outcome, ClientOutcome) or outcome.case.fates[0][1].number < last)
+    ]
     told = "\n".join(str(outcome.case) for outcome in missed)
     assert not strict, f"{len(strict)} calls of a fixed order were not met:\n{told}"
     assert len(missed) <= 1 + loose // 10, f"{len(missed)} calls of {loose} were not met:\n{told}"
@@ -146,7 +163,7 @@ def is_loose(outcome: Outcome | ClientOutcome) -> bool:
     if isinstance(outcome, ClientOutcome):
         return False
     ((_, point),) = outcome.case.fates
-    return point.role not in ("journal", "transaction") or point.seen == _CLAIM
+    return point.role not in ("journal", "transaction")
 
 
 def assert_well(outcomes: Sequence[Told]) -> None:

@@ -179,4 +179,7 @@ async def stage(url: str, folder: Path) -> AsyncGenerator[Stage]:
         AsyncClient.connect(url, listen=False) as client,
     ):
         await conn.execute(TABLES)
+        for table in ("run_keys", "finished", "journal", "failures", "events"):
+            await conn.execute(f"delete from kedge.{table}".encode())  # of an earlier test
+        await conn.execute("delete from effects")
         yield Stage(url, conn, client, folder)

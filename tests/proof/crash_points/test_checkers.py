@@ -29,7 +29,7 @@ STALE_ROW: Final = """
 
 def behind_a_step(sabotage: str, fate: Fate = Fate.DIES_SENT) -> Case:
     """The first step is kept by then."""
-    return Case(SCENES["steps"], ((fate, Point("journal", 2)),), sabotage)
+    return Case(SCENES["steps"], ((fate, Point("journal", 1)),), sabotage)
 
 
 def behind_a_charge(sabotage: str) -> Case:

@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from tests.proof.crash_points.fates import KILLING, PATIENCE_S, Call, Fault
 from tests.proof.crash_points.link import Link, ServerSide
+from tests.proof.crash_points.messages import CLAIM
 
 TIMED: Final = frozenset({"BEAT", "take_back", "expire_runs", "HAS_SOLO_RUNS", "TIMES_UP", "FORGET_WATCHERS"})
 """Calls that come with time, not with a run: they are not numbered."""
@@ -86,6 +87,10 @@ class Tollgate:
         self._faults = list(faults)
         self._is_counting = True
 
+    def disarm(self) -> None:
+        """No fault meets a call any more."""
+        self._faults = []
+
     def count_no_more(self) -> None:
         """What comes now meets no fault."""
         self.calls, self._faults = [], []
@@ -147,6 +152,8 @@ class Tollgate:
         if not self._is_counting or self.is_shut:
             return None
         number = 0
+        if label == CLAIM:
+            role = "claims"  # they come when they are rung for; what is written has an order of its own
         if label not in TIMED:
             self._numbers[role] += 1
             number = self._numbers[role]

@@ -29,8 +29,8 @@ _BRANCHES: Final = 3
 """So many bodies may begin at once in a scene."""
 _SHORT: Final = {**SETTINGS, "LEASE": f"{setting('lease', 2)}s"}
 """By KEDGE_PROOF_LEASE; so that a worker on a busy machine does not lose it before it stands still."""
-_LEASE_LOST: Final = "lease lost"
-"""What a worker says then."""
+_LEASE_LOST: Final = "starting a new life"
+"""What a worker says that has lost its lease."""
 
 
 @dataclass(slots=True)
