@@ -35,9 +35,10 @@ begin
       cross join lateral (
             select r.id, r.epoch from kedge.runs r where r.id = x.id and r.state <> 'r' offset 0) r
      having count(*) > 0;
+    -- Who has a worker is running; said by its state, a plan may read all that run, by the index of those.
     with asked as (
         update kedge.runs r set request = 'x', reason = v_reasons[array_position(v_runs, r.id)]
-         where r.id = any (v_runs) and r.state = 'r' and r.request is distinct from 'x'
+         where r.id = any (v_runs) and r.worker_id is not null and r.request is distinct from 'x'
         returning r.worker_id)
     select coalesce(array_agg(distinct a.worker_id), '{}') into owners from asked a;
 
