@@ -48,10 +48,10 @@ class Disks:
     def fill(self, which: str) -> Path:
         """Put ballast where `which` is, `data` or `wal`, until nothing more fits."""
         ballast = self._folder(which) / "ballast"
-        with ballast.open("wb") as file, suppress(OSError):
+        # Without a buffer, whose rest would be written, and refused, once more when it is closed.
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(b"\0" * 65536)
-                file.flush()
         return ballast
 
     def _folder(self, which: str) -> Path:
