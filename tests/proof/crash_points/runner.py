@@ -127,11 +127,14 @@ class Told(Protocol):
 
 async def undisturbed(names: Sequence[str], databases: Databases, folder: Path) -> list[Outcome]:
     """Play scenes without any fault, once a process: the calls that there are, and that all is well then."""
-    if new := [Case(SCENES[name]) for name in names if name not in _undisturbed]:
+    again = amount(thin=1, full=3)
+    if new := [Case(SCENES[name]) for name in names if name not in _undisturbed] * again:
         folder.mkdir(exist_ok=True)
         outcomes = await play_all(new, perform, databases, folder)
         assert_well(outcomes)
         assert all(outcome.extra == 0 for outcome in outcomes)
+        # The fewest calls: a play that was slow has some that others do not have.
+        outcomes.sort(key=lambda outcome: len(outcome.calls), reverse=True)
         _undisturbed.update({outcome.case.scene.title: outcome for outcome in outcomes})
     return [_undisturbed[name] for name in names]
 
