@@ -46,13 +46,13 @@ class Switch:
     @contextmanager
     def on(self, server: PostgresServer, databases: Databases) -> Generator[None]:
         """Install the roles in what new databases are copies of, and let clients log in as the member."""
-        template = databases._template  # pyright: ignore[reportPrivateUsage]
+        template = databases._template
         with psycopg.connect(server.url, autocommit=True) as admin:
             _execute(admin, "alter database {} with allow_connections true", template)
             install_roles(server.database_url(template))
             _execute(admin, "alter database {} with allow_connections false", template)
             _execute(admin, "create role {} login password 'test' in role kedge_client", LOGIN)
-        self._prefix = databases._prefix  # pyright: ignore[reportPrivateUsage]
+        self._prefix = databases._prefix
         self._user = conninfo_to_dict(server.url).get("user")
         undo = self._replace()
         try:
