@@ -22,7 +22,8 @@ _JOURNAL: Final = """
       from kedge.journal where seq > 0 and kind in ('s', 't', 'e', 'c', 'p', 'f') order by run_id, seq
 """
 _RUNS: Final = """
-    select id::text, workflow, coalesce(resource, ''), key, kedge.status_name(state), epoch, crashes, attempt, null::bytea
+    select id::text, workflow, coalesce(resource, ''), key, kedge.status_name(state), epoch, crashes, attempt,
+           null::bytea
       from kedge.runs
     union all
     select id::text, workflow, coalesce(resource, ''), key, kedge.status_name(status), epoch, crashes, attempt, output

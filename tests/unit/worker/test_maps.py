@@ -5,6 +5,7 @@ import functools
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -585,7 +586,7 @@ async def test_a_refused_start_is_the_maps_failure_now_and_on_replay() -> None:
         return await ctx.step("after", echo, "on")
 
     async with Lives(bound(handler)) as lives:
-        lives.child_starts.answers = [Started(None, "exists")]
+        lives.child_starts.answers = [Started(uuid4(), "exists")]
         claimed, move = await lives.run()
         again = await lives.again(claimed)
 

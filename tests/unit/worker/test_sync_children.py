@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -111,7 +112,7 @@ async def test_a_refused_start_raises_live_and_on_replay() -> None:
         return ctx.step("after", str, "on")
 
     async with Lives(bound(handler)) as lives:
-        lives.child_starts.answers = [Started(None, "exists"), Started(None, "active")]
+        lives.child_starts.answers = [Started(uuid4(), "exists"), Started(uuid4(), "active")]
         claimed, move = await lives.run()
         again = await lives.again(claimed)
 
