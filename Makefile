@@ -79,13 +79,13 @@ unit: setup
 	@$(BIN)/pytest -q tests/unit
 
 proof: setup
-	@KEDGE_PROOF=full $(BIN)/pytest -q -n 2 --dist worksteal tests/proof
+	@KEDGE_PROOF=full $(BIN)/pytest -q -n 2 --dist worksteal -o faulthandler_timeout=600 tests/proof
 
 chaos: setup
 	@KEDGE_PROOF=chaos $(BIN)/pytest -v -o faulthandler_timeout=900 tests/proof/chaos
 
 soak: setup
-	@KEDGE_PROOF=soak $(BIN)/pytest -v tests/proof/soak
+	@KEDGE_PROOF=soak $(BIN)/pytest -v -o faulthandler_timeout=0 tests/proof/soak
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run
