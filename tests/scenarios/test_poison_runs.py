@@ -161,7 +161,7 @@ def test_a_child_whose_handler_blocks_it_for_ever_is_ended_and_the_run_is_charge
         assert count(conn, "select crashes from kedge.runs") == 3
         client.cancel(run)
         wait_until(lambda: client.get(run).status == "cancelled", "it was taken back once more")
-        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: not is_alive(second), "so has the second")
 
 
 def pids(workers: Crew) -> list[int]:

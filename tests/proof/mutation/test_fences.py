@@ -63,6 +63,12 @@ def start_alone(db: Session, worker: UUID, run: moves.Claimed) -> None:
     named("START_ALONE", **options)(db, worker, run)
 
 
+# A child that starts alone has a second guard, which looks once more when all is done.
+NOT_HELD: Final = """
+    create or replace function kedge.hold_parent(p_parent uuid, p_epoch int, p_worker uuid) returns void
+    language sql as 'select'
+"""
+
 LETTER: Final = UUID(int=7)
 
 FENCED: Final = [
@@ -134,6 +140,8 @@ def test_without_half_of_the_fence_somebody_else_writes(
     text = str(getattr(_statements, fenced.name))
     (found,) = [words for words in half if words in text]
     monkeypatch.setattr(_statements, fenced.name, text.replace(found, ""))
+    if fenced.name == "START_ALONE":
+        db.rows(NOT_HELD)
     worker, run = prepared(db)
 
     if half is EPOCH:
