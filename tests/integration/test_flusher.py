@@ -522,7 +522,7 @@ async def test_an_error_that_is_nobodys_fault_is_repeated_until_it_passes(
 ) -> None:
     moves.started(db, 2)
     db.rows("create sequence tries")
-    refuse(db, "nextval('tries') < 3", errcode=errcode)
+    refuse(db, "nextval('public.tries') < 3", errcode=errcode)
     async with open_writer(database_url) as writer:
         keeping, ending = await writer.claim()
         keep(writer, keeping)

@@ -230,7 +230,7 @@ async def test_a_sweep_that_the_database_refuses_is_tried_again_and_stops_no_wor
     moves.lapse(db, worker)
     db.rows("create sequence tries")
     db.rows(
-        "create function refuse() returns trigger language plpgsql as $$ begin if nextval('tries') < 3 then"
+        "create function refuse() returns trigger language plpgsql as $$ begin if nextval('public.tries') < 3 then"
         " raise exception using errcode = '23514'; end if; return new; end $$"
     )
     db.rows("create trigger refuse before update on kedge.runs for each row execute function refuse()")

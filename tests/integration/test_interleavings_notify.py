@@ -70,7 +70,7 @@ async def test_a_watcher_is_notified_in_a_transaction_of_its_own(database_url: s
     db.rows("create table seen (what text, xid xid8 default pg_current_xact_id())")
     db.rows(
         "create function note() returns trigger language plpgsql as $$ begin"
-        " insert into seen (what) values (tg_table_name); return null; end $$"
+        " insert into public.seen (what) values (tg_table_name); return null; end $$"
     )
     for table, event in (("watchers", "delete"), ("runs", "update"), ("finished", "insert")):
         db.rows(f"create trigger note after {event} on kedge.{table} for each row execute function note()")
