@@ -61,7 +61,7 @@ def wait(
     """Open a wait, and let the run rest."""
     conn.execute(
         "insert into kedge.waits (run_id, opened_at, due_at, attempt, kind, key, slot, state)"
-        " values (%s, kedge.instant(), kedge.instant() + %s, %s, %s, %s, %s, %s)",
+        " select %s, t.now, t.now + %s, %s, %s, %s, %s, %s from (select kedge.instant() as now offset 0) t",
         (run, due_in, attempt, kind, key, slot, b"" if state is _NOTHING else encode(state, where=_WHERE)),
     )
     conn.execute(
