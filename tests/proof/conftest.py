@@ -1,4 +1,4 @@
-"""What the tests of privileges, attacks and resources share."""
+"""Fixtures of several folders, defined once: roles are the cluster's, and who is last takes them away."""
 
 from tests.proof.security.roles import land, logins, shared_land
 
