@@ -127,7 +127,7 @@ audit: .audit/requirements.stamp
 		echo "$$said" | sed "s/^/$$set: /"; \
 		case "$$said" in *" known vulnerabilit"*) faults=1;; *) unknown=1;; esac; \
 	done; \
-	test $$unknown = 0 || echo "audit: THE VULNERABILITY SERVICE COULD NOT BE ASKED about all of it: nothing is proved. Run it where https://pypi.org/pypi/ answers (a mirror of packages is not enough)."; \
+	test $$unknown = 0 || echo "audit: THE VULNERABILITY SERVICE COULD NOT BE ASKED about all of it: nothing is proved. Run it where the service itself answers: a mirror of packages is not enough."; \
 	test $$faults = 0 || echo "audit: there are known faults: raise those packages with make lock LOCK_OPTIONS='-P name'."; \
 	test $$faults$$unknown = 00
 
