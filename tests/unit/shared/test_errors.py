@@ -251,7 +251,7 @@ def test_errors_that_have_a_builtin_meaning_can_be_caught_by_it(cls: type, built
         ),
         (
             ResultTimeoutError(RUN, 1.5),
-            f"run {RUN} is not visible after 1.5 s: commit the transaction that starts it",
+            f"run {RUN} was not seen within 1.5 s: wait longer, or commit the transaction that starts it",
         ),
         (
             StepFailedError(RUN, "charge", INFO),

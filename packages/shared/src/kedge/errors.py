@@ -384,11 +384,14 @@ class ResultTimeoutError(RunError, TimeoutError):
         super().__init__(run_id, timeout_s, status)
         self.timeout_s = timeout_s
         self.status = status
-        """None when the run could not be seen yet."""
+        """None when the run was not seen: its transaction is open, or the database has not answered in time."""
 
     def __str__(self) -> str:
         if self.status is None:
-            return f"run {self.run_id} is not visible after {self.timeout_s:g} s: commit the transaction that starts it"
+            return (
+                f"run {self.run_id} was not seen within {self.timeout_s:g} s: wait longer, or commit the transaction that"
+                " starts it"
+            )
         return f"run {self.run_id} is {self.status} after {self.timeout_s:g} s and goes on: wait longer or ask again"
 
 
