@@ -142,7 +142,7 @@ async def test_a_wait_that_is_too_short_says_where_the_run_stands(twin: Twin, cl
     run = await twin.do(client.start, PROCESS(ORDER, delay="1h"))
 
     # A machine that is busy may not even have looked by then; that is said too.
-    with pytest.raises(ResultTimeoutError, match="goes on|was not seen") as caught:
+    with pytest.raises(ResultTimeoutError, match=r"goes on|was not seen") as caught:
         await twin.do(client.handle(PROCESS, run.id).result, timeout=0.05)
 
     assert isinstance(caught.value, TimeoutError)

@@ -389,8 +389,8 @@ class ResultTimeoutError(RunError, TimeoutError):
     def __str__(self) -> str:
         if self.status is None:
             return (
-                f"run {self.run_id} was not seen within {self.timeout_s:g} s: wait longer, or commit the transaction that"
-                " starts it"
+                f"run {self.run_id} was not seen within {self.timeout_s:g} s:"
+                " wait longer, or commit the transaction that starts it"
             )
         return f"run {self.run_id} is {self.status} after {self.timeout_s:g} s and goes on: wait longer or ask again"
 
