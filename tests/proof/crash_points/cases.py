@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -65,15 +65,29 @@ class Outcome:
         return "\n  ".join([f"{self.case} (met {', '.join(map(str, self.met))})", *self.problems, self.log])
 
 
-async def perform(case: Case, stage: Stage, nursery: Nursery, folder: Path) -> Outcome:
-    """Play a case to its end and look at what is left."""
-    outcome = Outcome(case)
+class Told(Protocol):
+    """What is told of a case, whatever its kind."""
+
+    problems: list[str]
+    log: str
+
+
+@contextlib.asynccontextmanager
+async def played(
+    outcome: Told, stage: Stage, folder: Path, *, patience_s: float = _PATIENCE_S
+) -> AsyncGenerator[list[Child]]:
+    """
+    Play a case in here; whatever goes wrong is told with it.
+
+    Yields:
+        Where its processes are put: none outlives the case, and what they have written is told if it went wrong.
+    """
     children: list[Child] = []
     folder.mkdir()
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             await stage.clear(folder)
-            await _perform(outcome, stage, nursery, children)
+            yield children
     except Exception as error:  # noqa: BLE001  # whatever it is, it is told with the case
         outcome.problems.append(f"{type(error).__name__}: {error}")
     finally:
@@ -83,6 +97,13 @@ async def perform(case: Case, stage: Stage, nursery: Nursery, folder: Path) -> O
         outcome.log = "\n".join(f"--- {child.pid}\n{child.log()[-4000:]}" for child in children)
         with contextlib.suppress(Exception):
             await clean_up(stage, children)
+
+
+async def perform(case: Case, stage: Stage, nursery: Nursery, folder: Path) -> Outcome:
+    """Play a case to its end and look at what is left."""
+    outcome = Outcome(case)
+    async with played(outcome, stage, folder) as children:
+        await _perform(outcome, stage, nursery, children)
     return outcome
 
 

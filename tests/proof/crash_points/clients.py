@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tests.proof.crash_points.cases import SETTINGS, clean_up, leftovers
+from tests.proof.crash_points.cases import SETTINGS, leftovers, played
 from tests.proof.crash_points.fates import KILLING, Call, Fate, Fault, Point
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.scripts import CONFUSED
@@ -60,22 +60,9 @@ class ClientOutcome:
 async def tell(case: ClientCase, stage: Stage, nursery: Nursery, folder: Path) -> ClientOutcome:
     """Play a case to its end and look at what is left."""
     outcome = ClientOutcome(case)
-    children: list[Child] = []
-    folder.mkdir()
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            await stage.clear(folder)
-            await _forget(stage)
-            await _tell(outcome, stage, nursery, children)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is told with the case
-        outcome.problems.append(f"{type(error).__name__}: {error}")
-    finally:
-        for child in children:
-            child.kill()
-    if outcome.problems:
-        outcome.log = "\n".join(f"--- {child.pid}\n{child.log()[-4000:]}" for child in children)
-        with contextlib.suppress(Exception):
-            await clean_up(stage, children)
+    async with played(outcome, stage, folder, patience_s=_PATIENCE_S) as children:
+        await _forget(stage)
+        await _tell(outcome, stage, nursery, children)
     return outcome
 
 

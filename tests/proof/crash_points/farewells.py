@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import signal
 from pathlib import Path
 from typing import Final
 
-from tests.proof.crash_points.cases import QUIET_S, SETTINGS, Account, Case, Outcome, clean_up, leftovers
+from tests.proof.crash_points.cases import QUIET_S, SETTINGS, Account, Case, Outcome, leftovers, played
 from tests.proof.crash_points.fates import KILLING, Fate, Fault
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.stage import Stage
 from tests.proof.crash_points.tollgate import Tollgate
 
 _HASTY: Final = {**SETTINGS, "GRACE": "300ms"}
-_PATIENCE_S: Final = 45.0
 
 
 async def take_leave(case: Case, stage: Stage, nursery: Nursery, folder: Path) -> Outcome:
     """Play a case to its end and look at what is left."""
     outcome = Outcome(case)
-    children: list[Child] = []
-    folder.mkdir()
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            await stage.clear(folder)
-            await _take_leave(outcome, stage, nursery, children)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is told with the case
-        outcome.problems.append(f"{type(error).__name__}: {error}")
-    finally:
-        for child in children:
-            child.kill()
-    if outcome.problems:
-        outcome.log = "\n".join(f"--- {child.pid}\n{child.log()[-4000:]}" for child in children)
-        with contextlib.suppress(Exception):
-            await clean_up(stage, children)
+    async with played(outcome, stage, folder) as children:
+        await _take_leave(outcome, stage, nursery, children)
     return outcome
 
 

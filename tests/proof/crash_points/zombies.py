@@ -8,7 +8,6 @@ it sends then may be accepted, what was held on its way neither. In the slow for
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Final
 from uuid import UUID
 
 import tests.proof.crash_points.plays as plays
-from tests.proof.crash_points.cases import QUIET_S, SETTINGS, Account, Case, Outcome, clean_up, fires, leftovers
+from tests.proof.crash_points.cases import QUIET_S, SETTINGS, Account, Case, Outcome, fires, leftovers, played
 from tests.proof.crash_points.fates import Fate, Fault
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.stage import Snapshot, Stage
@@ -55,21 +54,8 @@ async def haunt_slowly(case: Case, stage: Stage, nursery: Nursery, folder: Path)
 
 async def _played(case: Case, stage: Stage, nursery: Nursery, folder: Path, *, lapses: bool) -> Haunting:
     outcome = Haunting(case)
-    children: list[Child] = []
-    folder.mkdir()
-    try:
-        async with asyncio.timeout(_PATIENCE_S):
-            await stage.clear(folder)
-            await _haunt(outcome, stage, nursery, children, lapses=lapses)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is told with the case
-        outcome.problems.append(f"{type(error).__name__}: {error}")
-    finally:
-        for child in children:
-            child.kill()
-    if outcome.problems:
-        outcome.log = "\n".join(f"--- {child.pid}\n{child.log()[-4000:]}" for child in children)
-        with contextlib.suppress(Exception):
-            await clean_up(stage, children)
+    async with played(outcome, stage, folder, patience_s=_PATIENCE_S) as children:
+        await _haunt(outcome, stage, nursery, children, lapses=lapses)
     return outcome
 
 
