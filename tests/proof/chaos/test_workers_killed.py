@@ -39,6 +39,8 @@ RUNS: Final = int(setting("runs", 5000))
 EVERY_S: Final = 2.0
 RESTART_S: Final = 0.5
 MIX: Final = "steps:3,event:1,charge:1"
+BODY_S: Final = 0.1
+"""A body takes time, so that each kill hits runs in the middle of one."""
 FINISHED: Final = "select count(*) from kedge.finished"
 
 
@@ -102,7 +104,7 @@ def recoveries(url: str) -> Generator[Recoveries]:
 def throughput(processes: Fleet, rate: float, seconds: float) -> float:
     """Runs that end in a second while a client starts so many; returns when it is quiet again."""
     before = number(processes.url, FINISHED)
-    load = processes.client(rate=rate, seconds=seconds, mix=MIX, n=3, results=0.05)
+    load = processes.client(rate=rate, seconds=seconds, mix=MIX, n=3, pause=BODY_S, results=0.05)
     wait_until(lambda: number(processes.url, FINISHED) > before, "the first has ended")
     begin = time.monotonic()
     time.sleep(seconds)
