@@ -69,14 +69,20 @@ async def _haunt(outcome: Haunting, stage: Stage, nursery: Nursery, children: li
         return await zombie.ended()
 
     async with Tollgate(stage.url, end_session=stage.end_session, died=died) as gate:
+        fault = Fault(fate, point)
+
+        async def begin() -> UUID:
+            gate.count(fault)
+            return await stage.start(scene)
+
+        run = await begin() if scene.is_first else None
         zombie = await nursery.worker(gate.url, stage.folder, name="zombie", **(_SHORT if lapses else SETTINGS))
         children.append(zombie)
         gate.pid = zombie.pid
-        await stage.is_idle(zombie)
-        await gate.quiet(QUIET_S)
-        fault = Fault(fate, point)
-        gate.count(fault)
-        run = await stage.start(scene)
+        if run is None:
+            await stage.is_idle(zombie)
+            await gate.quiet(QUIET_S)
+            run = await begin()
         drive = asyncio.create_task(scene.drive(stage, run))
         try:
             if not await fires(fault, stage, gate):

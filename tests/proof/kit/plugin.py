@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol, cast
@@ -16,6 +17,7 @@ FIGURES: Final = Path(".proof")
 COMMANDS: Final = {"full": "make proof", "chaos": "make chaos", "soak": "make soak"}
 
 figures: Final[list[dict[str, object]]] = []
+"""Of this run."""
 
 
 class Figure(Protocol):
@@ -87,4 +89,19 @@ def summarise(reporter: pytest.TerminalReporter) -> None:
         goal = "" if one["goal"] is None else f"   goal {one['goal']:g}{'' if one['reached'] else '   NOT REACHED'}"
         reporter.write_line(f"  {one['name']:<58} {one['value']:>12,} {one['unit']:<6}{goal}   {one['test']}")
     FIGURES.mkdir(exist_ok=True)
-    (FIGURES / f"{now}.json").write_text(json.dumps(figures, indent=1), "utf-8")
+    file = FIGURES / f"{now}.json"
+    # A test that was run alone has its figures anew; those of the others stay, with the commit that they are of.
+    measured = {one["test"] for one in figures}
+    kept = json.loads(file.read_text("utf-8")) if file.exists() else []
+    commit = _commit()
+    found = [one for one in kept if one["test"] not in measured] + [{**one, "commit": commit} for one in figures]
+    file.write_text(json.dumps(found, indent=1), "utf-8")
+
+
+def _commit() -> str:
+    """What is measured; empty where there is no git."""
+    command = ["git", "describe", "--always", "--dirty=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

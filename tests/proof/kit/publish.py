@@ -18,12 +18,25 @@ END: Final = "<!-- end of figures -->"
 
 
 def table(lane: str, figures: list[dict[str, Any]]) -> str:
-    """One lane's figures, as Markdown."""
-    rows = [
-        f"| {one['name']} | {shown(one['value'], one['unit'])} | {goal(one)} | `{one['test']}` |" for one in figures
-    ]
-    head = f"`{COMMANDS[lane]}`\n\n| figure | measured | goal | test |\n|---|---|---|---|"
+    """One lane's figures, as Markdown: one line for all cases of a test."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in figures:
+        function, bracket, _ = str(one["test"]).partition("[")
+        # The cases of chaos are named in their figures, and are few; those of the full lane are thousands.
+        groups.setdefault((function if bracket and lane == "full" else str(one["test"]), one["name"]), []).append(one)
+    rows = [f"| {name} | {measured(group)} | {goal(group)} | `{test}` |" for (test, name), group in groups.items()]
+    commits = ", ".join(dict.fromkeys(str(one["commit"]) for one in figures))
+    head = f"`{COMMANDS[lane]}`, at {commits}\n\n| figure | measured | goal | test |\n|---|---|---|---|"
     return "\n".join([head, *rows])
+
+
+def measured(group: list[dict[str, Any]]) -> str:
+    """What is counted is added up over the cases of a test; of what has a unit the range is told."""
+    values, unit = [one["value"] for one in group], group[0]["unit"]
+    if len(values) == 1:
+        return shown(values[0], unit)
+    total = shown(sum(values), unit) if not unit else f"{shown(min(values), '')} to {shown(max(values), unit)}"
+    return f"{total} in {len(values)} cases"
 
 
 def shown(value: float, unit: str) -> str:
@@ -31,11 +44,14 @@ def shown(value: float, unit: str) -> str:
     return f"{value:,.{0 if float(value).is_integer() else 2}f}{f' {unit}' if unit else ''}"
 
 
-def goal(one: dict[str, Any]) -> str:
-    """What was to be reached, and whether it was."""
-    if one["goal"] is None:
+def goal(group: list[dict[str, Any]]) -> str:
+    """What was to be reached, and whether it was in each case."""
+    if group[0]["goal"] is None:
         return ""
-    return shown(one["goal"], one["unit"]) + ("" if one["reached"] else ", **not reached**")
+    missed = sum(not one["reached"] for one in group)
+    if len(group) == 1:
+        return shown(group[0]["goal"], group[0]["unit"]) + (", **not reached**" if missed else "")
+    return f"**not reached in {missed}**" if missed else "reached in all"
 
 
 def main() -> None:
