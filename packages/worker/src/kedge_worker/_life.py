@@ -383,8 +383,8 @@ class Life:
     def _rung(self, payload: str) -> None:
         if payload == "mail":
             self.courier.ring()
-        else:
-            self.claimer.ring()
+        # Also for letters, which another courier may sort: whoever rang has taken this sleeper's row.
+        self.claimer.ring()
 
     def _ring_next(self, queue: str, workflow: str) -> None:
         """A claim that came back full may have left something: wake the next sleeper, at most one at a time."""
