@@ -95,8 +95,7 @@ class Remover:
             took_s = loop.time() - begun
             self._lap_s += took_s
             self._adapt(took_s)
-            if workflows:
-                await _sleep(took_s * (workers / _SHARE - 1))
+            await _sleep(pause_s(took_s, workers))
         if total:
             _log.info("remover: %d ended runs deleted", total)
         return total
@@ -115,6 +114,11 @@ class Remover:
             self._limit = max(self._limit // 2, 1)
         elif took_s < _AIM_S / 2:
             self._limit = min(self._limit * 2, _LARGEST_BATCH)
+
+
+def pause_s(took_s: float, workers: int) -> float:
+    """How long each of so many workers waits behind a batch, so that all together take no more than their share."""
+    return took_s * (workers / _SHARE - 1)
 
 
 async def _sleep(seconds: float) -> None:
