@@ -92,7 +92,7 @@ GUARDS: Final = [
         DELETE,
         "and k.key = f.key and k.run_id = f.id",
         "and k.key = f.key",
-        lambda s: retention.test_a_deleted_runs_key_starts_a_new_run_and_a_key_that_names_another_run_stays(*opened(s)),
+        lambda s: retention.test_a_key_that_names_another_run_stays(*opened(s)),
     ),
     Guard(
         "its own singleton only",

@@ -62,12 +62,12 @@ async def test_a_deleted_run_is_unknown_to_all_that_a_client_asks_or_wants_of_it
             lambda: client.cancel(run),
             lambda: client.pause(run),
             lambda: client.resume(run),
-            lambda: client.send(run, paid(1)),
+            lambda: client.send(paid(1), run=run),
             lambda: client.rerun_from(run, "twice"),
         ):
             with pytest.raises(RunNotFoundError):
                 await ask()
-        assert list(await client.list_runs(tag="a")) == []
+        assert (await client.list_runs(tag="a")).items == []
         assert await client.count_runs() == 0
 
 
