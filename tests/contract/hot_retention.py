@@ -18,11 +18,11 @@ _PIECE: Final = {"p_runs": "uuid[]", "p_rows": "int"}
 HOT_RETENTION: Final[dict[str, Hot]] = {
     # A finished row, three of the journal, a key and a tag each, with the entries of their indexes.
     "delete ended": Hot(
-        side="control", statement=upkeep.DELETE_ENDED, arguments=(["order"], [_FIRST], BATCH, 1000), blocks=60 * BATCH
+        side="control", statement=upkeep.DELETE_ENDED, arguments=(["order"], [_FIRST], BATCH, 1000), blocks=40 * BATCH
     ),
     # Five times as many are looked at, of which two in a hundred go.
     "delete ended: past what is kept": Hot(
-        side="control", statement=upkeep.DELETE_ENDED, arguments=(["invoice"], [_FIRST], BATCH, 1000), blocks=20 * BATCH
+        side="control", statement=upkeep.DELETE_ENDED, arguments=(["invoice"], [_FIRST], BATCH, 1000), blocks=10 * BATCH
     ),
     "delete ended: behind the last": Hot(
         side="control",
