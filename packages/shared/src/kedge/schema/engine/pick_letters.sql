@@ -37,8 +37,8 @@ begin
         if v_missing <> '{}' then
             v_held := v_held || array(select r.id from kedge.runs r where r.id = any (v_missing));
             v_kept := array(select f.id from kedge.finished f where f.id = any (v_missing) for key share skip locked);
-            v_held := v_held || array(
-                select f.id from kedge.finished f where f.id = any (v_missing) and f.id <> all (v_kept));
+            v_held := array(
+                select f.id from kedge.finished f where f.id = any (v_missing) and f.id <> all (v_kept)) || v_held;
         end if;
 
         select seqs || coalesce(array_agg(b.seq order by b.place) filter (where b.is_free), '{}'),
