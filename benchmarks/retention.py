@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any, Final
 from uuid import UUID
@@ -149,7 +150,7 @@ def deletions(server: BenchServer, report: Report, runs: int) -> None:
     for limit in (25, 100, 400):
         server.settle(database.url)
         times_ms: list[float] = []
-        cost = database.cost(lambda limit=limit, times_ms=times_ms: batches(limit, times_ms))  # type: ignore[misc]
+        cost = database.cost(partial(batches, limit, times_ms))
         report.row(f"deleted in batches of {limit}", f"{cost.us:.1f}", f"{cost.wal_bytes:,.0f}")
         report.note(f"a batch of {limit}: {spread(times_ms, 1)} ms")
 

@@ -78,7 +78,12 @@ async def test_a_pause_is_as_long_as_there_are_workers(
     bench: Bench, db: Session, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(remover_module, "pause_s", lambda _, workers: asked.append(workers) or 0.0)
+
+    def no_pause(took_s: float, workers: int) -> float:
+        asked.append(workers)
+        return 0.0
+
+    monkeypatch.setattr(remover_module, "pause_s", no_pause)
     monkeypatch.setattr(bench.remover, "_limit", 1)
     monkeypatch.setattr(remover_module, "_LARGEST_BATCH", 1)
     keep(db)

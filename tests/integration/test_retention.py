@@ -44,8 +44,8 @@ def test_a_run_is_deleted_when_the_time_of_its_status_is_over_and_not_before(
 def test_a_status_that_is_kept_for_ever_is_kept_beside_others_that_are_not(
     db: Session, clock: Clock, status: str
 ) -> None:
-    given = {"c": "completed_s", "f": "failed_s", "x": "cancelled_s"}
-    keep(db, **{given[status]: None})
+    completed_s, failed_s, cancelled_s = (None if one == status else DAY_S for one in STATUSES)
+    keep(db, completed_s=completed_s, failed_s=failed_s, cancelled_s=cancelled_s)
     runs = {one: ended(db, one) for one in STATUSES}
     clock.advance("3650 days")
 
