@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from kedge_worker._upkeep import DELETE_ENDED
@@ -51,11 +51,11 @@ def deleted(session: Session, *workflows: str) -> int:
 
 
 def ended(
-    session: Session, status: str = "c", *, steps: int = 1, workflow: str = moves.WORKFLOW, **options: object
+    session: Session, status: str = "c", *, steps: int = 1, workflow: str = moves.WORKFLOW, **options: Any
 ) -> UUID:
     """A new run that has ended, with so many steps."""
     worker = moves.register(session)
-    answer = moves.start(session, workflow=workflow, **options)  # type: ignore[arg-type]
+    answer = moves.start(session, workflow=workflow, **options)
     assert answer.run is not None
     lanes = {(moves.QUEUE, workflow): moves.LOWEST}
     session.begin()

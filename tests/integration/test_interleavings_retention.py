@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,10 +16,10 @@ from tests.sessions import Session, Sessions
 LEVELS = ("read committed", "repeatable read", "serializable")
 
 
-def old(db: Session, status: str = "f", **options: object) -> UUID:
+def old(db: Session, status: str = "f", **options: Any) -> UUID:
     """A run whose time is over."""
     keep(db)
-    run = ended(db, status, **options)  # type: ignore[arg-type]
+    run = ended(db, status, **options)
     Clock(db.url).advance("25 hours")
     return run
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from kedge import WorkflowRef
-from kedge_worker import Context, Worker, workflow
+from kedge_worker import Context, Worker, Workflow, workflow
 from kedge_worker import _life as life_module
 from kedge_worker import _remover as remover_module
 from kedge_worker._remover import Remover
@@ -169,7 +170,7 @@ async def forgotten(ctx: Context) -> None: ...
 
 @pytest.mark.parametrize(("handler", "count"), [(kept, 0), (forgotten, 1)])
 async def test_only_a_worker_that_forgets_something_has_a_remover(
-    database_url: str, db: Session, monkeypatch: pytest.MonkeyPatch, handler: object, count: int
+    database_url: str, db: Session, monkeypatch: pytest.MonkeyPatch, handler: Workflow[Any, Any], count: int
 ) -> None:
     made: list[object] = []
 
@@ -180,7 +181,7 @@ async def test_only_a_worker_that_forgets_something_has_a_remover(
 
     monkeypatch.setattr(life_module, "Remover", Counted)
 
-    async with Worker(database_url, workflows=[handler]):  # type: ignore[list-item]
+    async with Worker(database_url, workflows=[handler]):
         pass
 
     assert len(made) == count
