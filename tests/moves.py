@@ -65,7 +65,12 @@ class Sorted:
 
 def statement(name: str) -> str:
     """A statement of the worker, for the default schema."""
-    return render(getattr(_statements, name), "kedge")
+    return statement_of(getattr(_statements, name))
+
+
+def statement_of(text: str) -> str:
+    """The same of its text."""
+    return render(text, "kedge")
 
 
 # ---- clients ------------------------------------------------------------------------------------------------------

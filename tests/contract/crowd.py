@@ -45,8 +45,9 @@ def fill(conn: psycopg.Connection) -> None:
         FINISHED,
         """insert into kedge.finished (id, ended_at, epoch, next_seq, rank, attempt, crashes, status, queue, workflow,
                                        resource, parent_id, output)
-           select {id}, now(), 1, 3, 0, 0, 0, case when n % 50 = 0 then 'f' else 'c' end::"char", 'default', {workflow},
-                  'customer-' || n % 500, null, '\\x0131' from generate_series(1, {count}) as n""",
+           select {id}, now() - interval '3 days', 1, 3, 0, 0, 0, case when n % 50 = 0 then 'f' else 'c' end::"char",
+                  'default', {workflow}, 'customer-' || n % 500, null, '\\x0131'
+             from generate_series(1, {count}) as n""",
     )
     _execute(
         conn,
@@ -61,6 +62,12 @@ def fill(conn: psycopg.Connection) -> None:
         "finished",
         FINISHED,
         "insert into kedge.run_tags (tag, run_id) select 'tag-' || n % 200, {id} from generate_series(1, {count}) as n",
+    )
+    # Orders are deleted after a day, of invoices those that failed, reports never.
+    conn.execute(
+        """insert into kedge.definitions (workflow, at, options, keep_completed_s, keep_failed_s, keep_cancelled_s)
+           values ('order', now(), '', 86400, 86400, 86400), ('invoice', now(), '', null, 86400, null),
+                  ('report', now(), '', null, null, null)"""
     )
     # 50 of those that wait are due.
     _insert_journal(conn, "waiting", WAITING, rows=1)

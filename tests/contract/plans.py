@@ -26,6 +26,7 @@ GROWING: Final = frozenset(
         "progress",
         "run_metadata",
         "observers",
+        "removals",
     )
 )
 """`workers` and `idle` have as many rows as there are processes: any plan is good there."""

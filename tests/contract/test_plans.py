@@ -22,13 +22,14 @@ from kedge_worker.testing._databases import Databases
 from tests.contract import crowd
 from tests.contract.hot_moves import HOT_MOVES
 from tests.contract.hot_reads import HOT_READS
+from tests.contract.hot_retention import HOT_RETENTION
 from tests.contract.hot_starts import HOT_STARTS
 from tests.contract.hot_statements import HOT as HOT_OTHERS
 from tests.contract.hot_statements import OWN, Hot, Side
 from tests.contract.plans import GROWING, explain, inner_statement, numbered, prepare
 
 STATES: Final = ("kept since the tables were empty", "statistics of empty tables", "fresh statistics")
-HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_MOVES, **HOT_STARTS, **HOT_READS}
+HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_MOVES, **HOT_STARTS, **HOT_READS, **HOT_RETENTION}
 CASES: Final = [(name, state) for name in HOT for state in STATES]
 
 Sessions: TypeAlias = Mapping[Side, psycopg.Connection]

@@ -3,7 +3,7 @@
 import kedge
 import kedge_worker
 
-OWN = ["Child", "Context", "NotYet", "SyncChild", "SyncContext", "Worker", "Workflow", "step", "workflow"]
+OWN = ["Child", "Context", "NotYet", "Retention", "SyncChild", "SyncContext", "Worker", "Workflow", "step", "workflow"]
 
 
 def test_the_workers_names_are_these_and_the_shared_ones() -> None:

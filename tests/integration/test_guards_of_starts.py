@@ -170,15 +170,15 @@ GUARDS: Final = [
     Guard(
         "ON CONFLICT for the input",
         "api/rerun_run_v1.sql",
-        "on conflict do nothing;\n    if not found then",
-        ";\n    if not found then",
+        "on conflict do nothing\n        returning seq),",
+        "returning seq),",
         lambda s: rerun.test_a_rerun_and_its_repeat_at_the_same_time_make_one_run(s, None),
     ),
     Guard(
         "a stored input stops the rerun",
         "api/rerun_run_v1.sql",
-        "on conflict do nothing;\n    if not found then",
-        "on conflict do nothing;\n    if false then",
+        "if not found then\n        -- A repeat",
+        "if false then\n        -- A repeat",
         lambda s: rerun.test_a_rerun_and_its_repeat_at_the_same_time_make_one_run(s, None),
     ),
     Guard(
@@ -205,7 +205,7 @@ GUARDS: Final = [
     Guard(
         "next_seq above what was taken over",
         "api/rerun_run_v1.sql",
-        "coalesce(max(c.seq), 0) + 1",
+        "max(c.seq) + 1",
         "1",
         lambda s: rerun.test_a_new_runs_next_row_comes_behind_those_that_it_has_taken_over(s.open()),
     ),

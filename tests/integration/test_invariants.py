@@ -71,6 +71,25 @@ BREAKS: Final[dict[str, tuple[str, str, bool]]] = {
         ),
         True,
     ),
+    "rows of journal belong to a run that is not there": (
+        "I15",
+        f"insert into kedge.journal values ({NOBODY}, now(), 1, 1, 0, 's', 'a', '', '')",
+        True,
+    ),
+    "rows of run_log belong to a run that is not there": (
+        "I15",
+        (
+            "insert into kedge.run_log (run_id, at, epoch, level, kind, message, fields)"
+            f" values ({NOBODY}, now(), 1, 20, 'n', '', '')"
+        ),
+        True,
+    ),
+    "rows of run_tags belong to a run that is not there": (
+        "I15",
+        f"insert into kedge.run_tags (tag, run_id) values ('a', {NOBODY})",
+        True,
+    ),
+    "deleted, but there is a run of that id": ("I15", f"insert into kedge.removals values ({FAILED})", False),
     "failure .* of a run that does not exist": (
         "I13",
         (

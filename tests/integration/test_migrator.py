@@ -23,7 +23,13 @@ from kedge_worker.testing._databases import broken_invariants
 from tests import moves
 from tests.sessions import Session, Sessions, open_sessions
 
-ALL: Final = ["schema kedge", "0001 runs (additive)", "0002 durable_semantics (additive)", "functions and views"]
+ALL: Final = [
+    "schema kedge",
+    "0001 runs (additive)",
+    "0002 durable_semantics (additive)",
+    "0003 retention (additive)",
+    "functions and views",
+]
 
 # Everything that a schema consists of, in words, whatever its name.
 CATALOG: Final[LiteralString] = """

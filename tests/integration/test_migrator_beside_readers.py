@@ -32,4 +32,8 @@ def test_a_migration_that_meets_a_reader_gives_way_and_comes_again(postgres: Pos
             wait_until(lambda: bool(waiting()) and not set(waiting()) & set(first), "it has given way, and come again")
             reader.rollback()
 
-            assert migration.result(60) == ["0002 durable_semantics (additive)", "functions and views"]
+            assert migration.result(60) == [
+                "0002 durable_semantics (additive)",
+                "0003 retention (additive)",
+                "functions and views",
+            ]

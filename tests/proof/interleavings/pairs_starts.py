@@ -90,32 +90,6 @@ def repeat_and_end(w: World, level: Isolation) -> Scene:
     return Scene((client(lambda s: moves.start(s, run.id), level), end), check)
 
 
-@pair("start with a key / retention of the run that holds it", "2:30", levels=True)
-def key_and_retention(w: World, level: Isolation) -> Scene:
-    worker = moves.register(w.db)
-    (old,) = moves.started(w.db, key="k")
-    (claimed,) = moves.claim_alone(w.db, worker)
-    moves.end(w.db, worker, claimed)
-
-    def forget(actor: Actor) -> None:
-        actor.begin()
-        actor.rows("delete from kedge.run_keys where run_id = $1", (old,))
-        actor.rows("delete from kedge.journal where run_id = $1", (old,))
-        actor.rows("delete from kedge.finished where id = $1", (old,))
-        actor.commit()
-
-    def check(answer: moves.Started, _: None) -> Iterable[str]:
-        if answer.run == old:
-            return expect(not_created=not answer.created)
-        return expect(
-            created=answer.created,
-            live=(runs_of(w), [answer.run]),
-            key=(w.rows("select run_id from kedge.run_keys"), [(answer.run,)]),
-        )
-
-    return Scene((client(lambda s: moves.start(s, key="k"), level), forget), check)
-
-
 @pair("batch of starts / batch of starts with the same keys the other way round", "1:2e", levels=True)
 def crossing_batches(w: World, level: Isolation) -> Scene:
     def start(keys: list[str]) -> Program:

@@ -33,6 +33,7 @@ from tests.proof.interleavings import (
     pairs_families,
     pairs_letters,
     pairs_requests,
+    pairs_retention,
     pairs_singular,
     pairs_starts,
     pairs_workers,
@@ -47,7 +48,15 @@ from tests.proof.kit.lanes import lane, thinned, turn
 from tests.proof.kit.plugin import Figure
 from tests.sessions import Session
 
-ROOMS: Final = (pairs_families, pairs_letters, pairs_requests, pairs_singular, pairs_starts, pairs_workers)
+ROOMS: Final = (
+    pairs_families,
+    pairs_letters,
+    pairs_requests,
+    pairs_retention,
+    pairs_singular,
+    pairs_starts,
+    pairs_workers,
+)
 """Their pairs register themselves."""
 
 SOME_ORDERS: Final = 12

@@ -39,6 +39,8 @@ _KILLERS: Final[dict[str, tuple[str, ...]]] = {
     "engine/letters.sql": ("interleavings_letters", "client/test_control", *_MOVES),
     "engine/start_children.sql": ("interleavings_children", "moves_children"),
     "engine/singletons.sql": ("interleavings_singletons", "interleavings_singletons_at_once", "interleavings_children"),
+    "engine/delete_ended.sql": ("retention", "interleavings_retention"),
+    "engine/pick_letters.sql": ("interleavings_inbox", "interleavings_retention", *_MOVES),
     "CLAIM": ("interleavings_claim", *_MOVES),
     "engine/leave.sql": ("interleavings_claim", "interleavings_take_back"),
     "engine/hold_worker.sql": ("interleavings_claim", "interleavings_take_back"),

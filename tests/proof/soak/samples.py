@@ -17,7 +17,7 @@ import psycopg
 
 EVERY_S: Final = 5.0
 HOT: Final = ("runs", "inbox", "waits", "workers", "idle", "watchers", "observers", "run_watchers", "singletons")
-"""Tables that hold what is live; journal, finished, events and failures hold history, which retention is to take."""
+"""Tables that hold what is live; journal, finished, events and failures hold history, as much as is kept."""
 
 _LOOK: Final = """
     select (select sum(pg_total_relation_size(('kedge.' || t)::regclass)) from unnest(%s::text[]) t)::bigint,

@@ -74,6 +74,7 @@ from kedge_worker._children import Child
 from kedge_worker._context import Context
 from kedge_worker._definitions import step
 from kedge_worker._not_yet import NotYet
+from kedge_worker._retention import Retention
 from kedge_worker._sync_calling import SyncChild
 from kedge_worker._sync_context import SyncContext
 from kedge_worker._worker import Worker
@@ -117,6 +118,7 @@ __all__ = [
     "RawTimeoutError",
     "ReplayMismatchError",
     "ResultTimeoutError",
+    "Retention",
     "Retry",
     "RetryAfter",
     "RunActiveError",

@@ -28,6 +28,7 @@ from kedge_worker._flusher import Flusher
 from kedge_worker._lease_keeper import LeaseKeeper
 from kedge_worker._leased_store import LeasedStore
 from kedge_worker._listener import Listener
+from kedge_worker._remover import Remover
 from kedge_worker._sealing import SealedJournal, Seals, read_mail, read_run
 from kedge_worker._side_writes import SEND_LETTERS
 from kedge_worker._signals import LeaseLostError
@@ -83,7 +84,7 @@ class Life:
         self.name: Final = f"{socket.gethostname()}:{os.getpid()}"
         self._settings = settings
         self._registry = registry
-        timeout_s = max(2.0, min(10.0, settings.lease_s / 2))
+        timeout_s = self._timeout_s = max(2.0, min(10.0, settings.lease_s / 2))
         self.store = Store(settings.control_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s)
         self._leased = LeasedStore(
             settings.journal_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=timeout_s
@@ -217,6 +218,8 @@ class Life:
                 self._spawn(self.sweeper.run(), "sweeper")
                 self._spawn(self.claimer.run(), "claimer")
                 self._spawn(self._solo.run(), "solo")
+                if self._registry.forgets:
+                    self._spawn(Remover(self._removal_store).run(), "remover")
             if self._settings.listen:
                 self._spawn(self.listener.run(), "listener")
         _log.info(
@@ -341,6 +344,10 @@ class Life:
             self._flusher.compare_soon()
 
     # ---- inside
+
+    def _removal_store(self) -> Store:
+        settings = self._settings
+        return Store(settings.removal_conninfo(), worker_id=self.id, schema=settings.schema, timeout_s=self._timeout_s)
 
     def _opened_mail(self, run_id: UUID, waits: RunWaits, mail: Sequence[Mail]) -> Sequence[Mail]:
         """What has come for a run in memory; one that cannot read it is put off."""

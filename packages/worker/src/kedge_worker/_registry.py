@@ -11,6 +11,8 @@ from kedge.definitions import DefinitionTerms
 from kedge.errors import DefinitionError
 from kedge.retry import Retry
 from kedge.run_meta import RetryTerms
+from kedge_worker._retention import Retention
+from kedge_worker._store import Definition
 from kedge_worker._workflows import Workflow
 
 __all__ = ["Registry", "Workflow"]
@@ -23,13 +25,21 @@ class Registry:
     Args:
         workflows: What `@workflow(ref)` made of the handlers.
         step_retry: The policy of steps that have none of their own.
+        retention: How long ended runs are kept of workflows that say nothing; None: for ever.
 
     Raises:
         DefinitionError: Something is no workflow, or two have one name.
     """
 
-    def __init__(self, workflows: Iterable[Workflow[Any, Any]], *, step_retry: Retry = Retry.NEVER) -> None:
+    def __init__(
+        self,
+        workflows: Iterable[Workflow[Any, Any]],
+        *,
+        step_retry: Retry = Retry.NEVER,
+        retention: Retention | None = None,
+    ) -> None:
         self.step_retry: Final = step_retry
+        self._retention = retention or Retention.FOREVER
         self._by_name: dict[str, Workflow[Any, Any]] = {}
         for given in workflows:
             self._add(_checked(given))
@@ -44,9 +54,17 @@ class Registry:
         """Of workflows whose definition has one, in seconds."""
         return {name: made.timeout.total_seconds() for name, made in self._by_name.items() if made.timeout is not None}
 
-    def definitions(self) -> list[tuple[str, int | None, bytes]]:
-        """What the database is told of each workflow: its name, its steps, its terms."""
-        return [(name, made.total_steps, _terms(made)) for name, made in self._by_name.items()]
+    @property
+    def forgets(self) -> bool:
+        """Whether ended runs of some workflow are deleted some day."""
+        return any(made.keep_s != Retention.FOREVER.seconds for made in self.definitions())
+
+    def definitions(self) -> list[Definition]:
+        """What the database is told of each workflow."""
+        return [
+            Definition(name, made.total_steps, _terms(made), (made.retention or self._retention).seconds)
+            for name, made in self._by_name.items()
+        ]
 
     def get(self, name: str) -> Workflow[Any, Any] | None:
         return self._by_name.get(name)

@@ -17,6 +17,7 @@ from kedge.durations import Duration, parse_duration
 from kedge.errors import InvalidOptionError
 from kedge.names import check_queue
 from kedge.redaction import hide
+from kedge_worker._retention import AnyRetention, Retention, check_retention, read_retention
 
 # Engine connections: plans must not flip with the statistics, no statement may outlive the lease it works under, and
 # what somebody has made in a schema of the path, such as an operator that fits better than ours, is not met.
@@ -46,6 +47,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: float = 30.0
     listen: bool = True
     transaction_connections: int = 10
+    retention: Retention | None = None
+    """Of workflows that say nothing of their own; None: their ended runs are kept for ever."""
 
     def __post_init__(self) -> None:
         kedge_schema.check_schema_name(self.schema)
@@ -87,6 +90,10 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     def starts_conninfo(self) -> str:
         """For children that start alone: one that has to wait for a caller must not hold up the others for long."""
         return self._conninfo({**_PLANNER, "lock_timeout": "250ms"}, "starts")
+
+    def removal_conninfo(self) -> str:
+        """For deletions: what a crash takes of them is deleted again, so nobody waits for the disk or a standby."""
+        return self._conninfo({**_PLANNER, "lock_timeout": "2s", "synchronous_commit": "off"}, "removal")
 
     def beat_conninfo(self) -> str:
         """For the lease: a hung standby must not cost it."""
@@ -158,6 +165,7 @@ def make_settings(
     grace: Duration | None,
     listen: bool | None,
     transaction_connections: int | None,
+    retention: AnyRetention | None,
 ) -> WorkerSettings:
     """Keywords first, then the environment, then the defaults."""
     given: dict[str, object] = {
@@ -170,6 +178,7 @@ def make_settings(
         "grace_s": grace,
         "listen": listen,
         "transaction_connections": transaction_connections,
+        "retention": check_retention(retention),
     }
     values: dict[str, object] = {"database_url": database_url(url)}
     for name, keyword in given.items():
@@ -177,7 +186,9 @@ def make_settings(
         value = os.environ.get(f"KEDGE_{option.upper()}") if keyword is None else keyword
         if value is None:
             continue
-        if name == "queues":
+        if name == "retention":
+            values[name] = read_retention(value) if isinstance(value, str) else value
+        elif name == "queues":
             values[name] = tuple(check_queue(queue.strip()) for queue in str(value).split(",") if queue.strip())
         elif isinstance(value, (timedelta, str, int, float)) and name.endswith("_s"):
             values[name] = parse_duration(value, option=option).total_seconds()

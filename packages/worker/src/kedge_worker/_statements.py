@@ -14,7 +14,9 @@ from typing import Final
 # ---- before the first move --------------------------------------------------------------------------------------
 
 REGISTER_DEFINITIONS: Final = """
-    select kedge.register_definitions(%(names)s::text[], %(total_steps)s::int[], %(options)s::bytea[])
+    select kedge.register_definitions(
+        %(names)s::text[], %(total_steps)s::int[], %(options)s::bytea[], %(keep_completed_s)s::float8[],
+        %(keep_failed_s)s::float8[], %(keep_cancelled_s)s::float8[])
 """
 
 REGISTER_WORKER: Final = """

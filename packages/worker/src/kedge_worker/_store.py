@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 from uuid import UUID
 
 import psycopg
@@ -41,7 +41,16 @@ from kedge_worker._statements import (
     TIMES_UP,
     WAKE_UP,
 )
-from kedge_worker._upkeep import EXPIRE_RUNS, FORGET_WATCHERS, HAS_SOLO_RUNS, HAS_WORKER, LAPSE
+from kedge_worker._upkeep import (
+    DELETE_ENDED,
+    EXPIRE_RUNS,
+    FINISH_REMOVALS,
+    FORGET_WATCHERS,
+    HAS_SOLO_RUNS,
+    HAS_WORKER,
+    LAPSE,
+    TO_CLEAR,
+)
 
 PROTOCOL: Final = 1
 """What this release's workers agree on; a worker touches only rows of its own protocol or an older one."""
@@ -89,6 +98,27 @@ class TakenBack:
     remaining: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """How far a batch of deletions came among the ended runs of one workflow."""
+
+    workflow: str
+    stopped_at: UUID
+    deleted: int
+    is_done: bool
+    """There is nothing that can be old behind that."""
+
+
+class Definition(NamedTuple):
+    """What the database is told of a workflow."""
+
+    name: str
+    total_steps: int | None
+    terms: bytes
+    keep_s: tuple[float | None, float | None, float | None]
+    """How long runs are kept that ended completed, failed, cancelled; None: for ever."""
+
+
 class Store:
     """Not a pool: calls wait for each other; none of them is long."""
 
@@ -126,10 +156,17 @@ class Store:
             },
         )
 
-    async def register_definitions(self, definitions: Sequence[tuple[str, int | None, bytes]]) -> None:
-        """Say what is known of workflows: name, declared steps, terms."""
-        names, steps, options = zip(*definitions, strict=True) if definitions else ((), (), ())
-        parameters = {"names": list(names), "total_steps": list(steps), "options": list(options)}
+    async def register_definitions(self, definitions: Sequence[Definition]) -> None:
+        """Say what is known of workflows."""
+        kept = [one.keep_s for one in definitions]
+        parameters = {
+            "names": [one.name for one in definitions],
+            "total_steps": [one.total_steps for one in definitions],
+            "options": [one.terms for one in definitions],
+            "keep_completed_s": [completed for completed, _, _ in kept],
+            "keep_failed_s": [failed for _, failed, _ in kept],
+            "keep_cancelled_s": [cancelled for _, _, cancelled in kept],
+        }
         await self._execute(REGISTER_DEFINITIONS, parameters)
 
     async def sort_inbox(self, limit: int) -> Sorted:
@@ -232,6 +269,24 @@ class Store:
         """Delete registrations of clients that have died; answers how many of one table went at most."""
         ((watchers, observers),) = await self._execute(FORGET_WATCHERS, {})
         return max(cast("int", watchers), cast("int", observers))
+
+    async def workflows_to_clear(self) -> tuple[int, list[str]]:
+        """How many workers live, and the workflows whose ended runs are deleted some day."""
+        ((workers, workflows),) = await self._execute(TO_CLEAR, {})
+        return max(cast("int", workers), 1), cast("list[str]", workflows)
+
+    async def delete_ended(self, places: Sequence[tuple[str, UUID]], limit: int, rows: int) -> list[Cleared]:
+        """Delete what is old of these workflows behind these ids: so many runs, and rows of each kind, at most."""
+        asked = {"workflows": [name for name, _ in places], "after": [after for _, after in places]}
+        found = await self._execute(DELETE_ENDED, {**asked, "limit": limit, "rows": rows})
+        return [
+            Cleared(str(name), cast("UUID", stopped_at), cast("int", deleted), bool(is_done))
+            for name, stopped_at, deleted, is_done in found
+        ]
+
+    async def finish_removals(self, rows: int) -> bool:
+        """Delete rows of runs that had too many; answers False when nothing is left to do."""
+        return await self._execute(FINISH_REMOVALS, {"rows": rows}) == [(True,)]
 
     async def next_due_s(self, queues: Sequence[str], workflows: Sequence[str]) -> float | None:
         """Seconds until the next run of these lanes becomes due by itself; None: there is none."""

@@ -1,4 +1,4 @@
-"""The SQL of what must be done once in a while, whoever does it: deadlines, solo lanes, dead children, old rows."""
+"""The SQL of what must be done once in a while, whoever does it: deadlines, solo lanes, dead children, what is old."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ HAS_SOLO_RUNS: Final = """
                   limit 1)) found
          limit 1), false)
 """
+
+# How many workers live, and the workflows of which ended runs are not kept for ever.
+TO_CLEAR: Final = """
+    select (select count(*) from kedge.workers w where w.lease_until > clock_timestamp()),
+           array(select d.workflow from kedge.definitions d
+                  where num_nonnulls(d.keep_completed_s, d.keep_failed_s, d.keep_cancelled_s) > 0 order by d.workflow)
+"""
+
+DELETE_ENDED: Final = """
+    select workflow, stopped_at, deleted, is_done
+      from kedge.delete_ended(%(workflows)s::text[], %(after)s::uuid[], %(limit)s, %(rows)s)
+"""
+
+FINISH_REMOVALS: Final = "select kedge.finish_removals(%(rows)s)"
 
 HAS_WORKER: Final = "select exists (select 1 from kedge.workers where id = %(worker)s)"
 

@@ -31,6 +31,7 @@ from kedge_worker._errors import (
 from kedge_worker._life import Life
 from kedge_worker._migrator import check_schema
 from kedge_worker._registry import Registry, Workflow
+from kedge_worker._retention import AnyRetention
 from kedge_worker._settings import WorkerSettings, make_settings
 from kedge_worker._solo import Target
 from kedge_worker._solo_child import Parent, work_alone
@@ -67,6 +68,8 @@ class Worker:
         grace: How long handlers may go on after a stop was asked for.
         listen: False where LISTEN is not possible: everything works by polling. A pooler is refused all the same.
         transaction_connections: Transactional steps at once.
+        retention: How long ended runs are kept of workflows that say nothing of it: one duration, or a `Retention` by
+            status; in the environment such as `30d` or `completed=7d,failed=90d`. None: nothing is deleted.
         step_retry: The policy of steps for which neither their call nor `@step` says one; one attempt if nothing is
             said here either.
         codec: Encrypts payloads, such as `kedge.encryption.AesGcmCodec`; clients need it too. None: they are kept as
@@ -93,12 +96,10 @@ class Worker:
         grace: Duration | None = None,
         listen: bool | None = None,
         transaction_connections: int | None = None,
+        retention: AnyRetention | None = None,
         step_retry: Retry | None = None,
         codec: PayloadCodec | None = None,
     ) -> None:
-        self._registry = Registry(workflows, step_retry=check_retry(step_retry) or Retry.NEVER)
-        if not self._registry.names:
-            raise DefinitionError("workflows= is empty: a worker executes only what is registered with it")
         self.settings: Final[WorkerSettings] = make_settings(
             dsn,
             schema=schema,
@@ -110,7 +111,13 @@ class Worker:
             grace=grace,
             listen=listen,
             transaction_connections=transaction_connections,
+            retention=retention,
         )
+        self._registry = Registry(
+            workflows, step_retry=check_retry(step_retry) or Retry.NEVER, retention=self.settings.retention
+        )
+        if not self._registry.names:
+            raise DefinitionError("workflows= is empty: a worker executes only what is registered with it")
         self._codec = codec
         self.target: Target | None = None
         """Where `kedge-worker run` has found this worker: children, which run poisonous runs, find it there too."""

@@ -16,6 +16,7 @@ from kedge.retry import Retry
 from kedge.shown import shown
 from kedge_worker._context import Context
 from kedge_worker._definitions import check_retry
+from kedge_worker._retention import AnyRetention, Retention, check_retention
 from kedge_worker._sync_context import SyncContext
 
 In = TypeVar("In")
@@ -29,7 +30,7 @@ HandlerWithoutInput: TypeAlias = "Callable[[Context], Awaitable[Out]] | Callable
 class Workflow(Generic[In, Out_co]):
     """A handler with its ref, for `Worker(workflows=...)`. Not to be called: tests call `.fn`."""
 
-    __slots__ = ("_fn", "_is_async", "_ref", "_takes_input", "retry", "timeout", "total_steps")
+    __slots__ = ("_fn", "_is_async", "_ref", "_takes_input", "retention", "retry", "timeout", "total_steps")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Workflow(Generic[In, Out_co]):
         retry: Retry = Retry.NEVER,
         timeout: timedelta | None = None,
         total_steps: int | None = None,
+        retention: Retention | None = None,
     ) -> None:
         self.retry: Final = retry
         """The policy of runs whose start and ref say nothing."""
@@ -46,6 +48,8 @@ class Workflow(Generic[In, Out_co]):
         """Of runs whose start and ref say nothing; from when a run is due."""
         self.total_steps: Final = total_steps
         """How many steps a run is expected to have, for progress."""
+        self.retention: Final = retention
+        """How long a run is kept after its end; None: as the worker says."""
         self._ref = ref
         self._fn = fn
         self._is_async = inspect.iscoroutinefunction(inspect.unwrap(fn))
@@ -91,6 +95,7 @@ def workflow(  # pyright: ignore[reportOverlappingOverload]
     retry: Retry | None = None,
     timeout: Duration | None = None,
     total_steps: int | None = None,
+    retention: AnyRetention | None = None,
 ) -> _BindWithoutInput[Out]: ...
 @overload
 def workflow(
@@ -100,6 +105,7 @@ def workflow(
     retry: Retry | None = None,
     timeout: Duration | None = None,
     total_steps: int | None = None,
+    retention: AnyRetention | None = None,
 ) -> _Bind[In, Out]: ...
 def workflow(
     ref: Any,
@@ -108,6 +114,7 @@ def workflow(
     retry: Retry | None = None,
     timeout: Duration | None = None,
     total_steps: int | None = None,
+    retention: AnyRetention | None = None,
 ) -> Any:
     """
     Bind a handler to its ref.
@@ -122,10 +129,12 @@ def workflow(
         retry: Attempts of the run as a whole, when its handler raises; one if nothing is said. Kept steps stay kept.
         timeout: How long a run may take from when it is due, waits included; then it is cancelled, and fails.
         total_steps: How many steps a run is expected to have, for `client.progress`.
+        retention: How long a run is kept after its end: one duration, or a `Retention` by status; two hours at least.
+            None: as `Worker(retention=)` says. Of this name and version: each version says its own.
 
     Raises:
-        InvalidOptionError: `retry` is no Retry, or `total_steps` no positive number.
-        InvalidDurationError: The timeout is no duration, or zero.
+        InvalidOptionError: `retry` is no Retry, `total_steps` no positive number, or the retention too short.
+        InvalidDurationError: The timeout is no duration, or zero; or the retention is none.
         DefinitionError: The handler's parameters or annotations do not fit the ref.
     """
     if not _is_ref(ref):
@@ -135,9 +144,10 @@ def workflow(
     limit = None if timeout is None else parse_positive_duration(timeout, option="timeout")
     if total_steps is not None and (type(total_steps) is not int or total_steps < 1):
         raise InvalidOptionError(f"total_steps={shown(total_steps)}: give how many steps a run has, 1 or more")
+    kept = check_retention(retention)
 
     def bind(handler: Callable[..., Any]) -> Workflow[Any, Any]:
-        made = Workflow(ref, handler, retry=policy, timeout=limit, total_steps=total_steps)
+        made = Workflow(ref, handler, retry=policy, timeout=limit, total_steps=total_steps, retention=kept)
         _check_handler(made)
         return made
 

@@ -14,7 +14,7 @@ from kedge.errors import InvalidOptionError
 from kedge.schema.privileges import privileges_sql
 from kedge.shown import shown
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """The number of the newest file in ``tables/``."""
 
 _SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,40}")

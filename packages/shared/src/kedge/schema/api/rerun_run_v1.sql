@@ -86,31 +86,36 @@ begin
         on conflict (workflow, resource, key) do update set run_id = excluded.run_id;
     end if;
 
-    created := true;
-    insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
-    select p_id, v_now, 0, 0, 0, 'i', '', j.value, kedge.with_origin(j.meta, p_run)
-      from kedge.journal j where j.run_id = p_run and j.seq = 0
-    on conflict do nothing;
-    if not found then
-        return next;
-        return;
-    end if;
-
+    -- In one statement: a run that is deleted meanwhile is taken over whole or not at all.
     with copied as (
         insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
-        select p_id, j.at, j.seq, 0, j.took_ms, j.kind, j.key, j.value, j.meta
+        select p_id, case j.seq when 0 then v_now else j.at end, j.seq, 0, j.took_ms, j.kind, j.key, j.value,
+               case j.seq when 0 then kedge.with_origin(j.meta, p_run) else j.meta end
           from kedge.journal j
-         where j.run_id = p_run and j.seq between 1 and v_first - 1
-           and j.kind in ('s', 't', 'e', 'd', 'p', 'u', 'c', 'n', 'm', 'o', 'k')
-        returning seq)
-    select coalesce(max(c.seq), 0) + 1 into v_next from copied c;
+         where j.run_id = p_run and j.seq < v_first
+           and j.kind in ('i', 's', 't', 'e', 'd', 'p', 'u', 'c', 'n', 'm', 'o', 'k')
+        on conflict do nothing
+        returning seq),
+    tagged as (
+        insert into kedge.run_tags (tag, run_id)
+        select t.tag, p_id from kedge.run_tags t
+         where t.run_id = p_run and exists (select 1 from copied c where c.seq = 0))
+    select max(c.seq) + 1 into v_next from copied c having min(c.seq) = 0;
+    if not found then
+        -- A repeat, or there is no such run any more.
+        created := exists (select 1 from kedge.journal j where j.run_id = p_id and j.seq = 0);
+        if created then
+            return next;
+        end if;
+        return;
+    end if;
+    created := true;
 
     insert into kedge.runs (id, since, deadline_at, next_seq, rank, state, queue, workflow, resource, key, timeout_s,
                             is_singleton)
     values (p_id, v_now, kedge.deadline(v_now, v_old.timeout_s), v_next, v_old.rank, 'p', kedge.queue_name(v_old.queue), v_old.workflow,
             v_old.resource, case when v_old.is_singleton then coalesce(v_old.key, '') end, v_old.timeout_s,
             v_old.is_singleton);
-    insert into kedge.run_tags (tag, run_id) select t.tag, p_id from kedge.run_tags t where t.run_id = p_run;
     return next;
 end $$;
 

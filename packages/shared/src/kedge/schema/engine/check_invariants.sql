@@ -120,6 +120,7 @@ language sql stable as $$
     union all
     select 'I8', m.run_id, 'mail ' || m.id || ' of a run that does not exist' from kedge.events m
      where history and not exists (select 1 from kedge.journal j where j.run_id = m.run_id and j.seq = 0)
+       and not exists (select 1 from kedge.removals d where d.run_id = m.run_id)
     union all
     select 'I9', f.id, 'wait ' || j.key || ' has ' || count(*) || ' outcomes'
       from kedge.finished f join kedge.journal j on j.run_id = f.id
@@ -127,6 +128,26 @@ language sql stable as $$
     union all
     select 'I13', f.run_id, 'failure ' || f.id || ' of a run that does not exist' from kedge.failures f
      where history and not exists (select 1 from kedge.journal j where j.run_id = f.run_id and j.seq = 0)
+       and not exists (select 1 from kedge.removals d where d.run_id = f.run_id)
+    union all
+    -- I15: what is deleted goes whole, and nothing is left of it that nobody would ever delete
+    select 'I15', o.run_id, o.count || ' rows of ' || o.name || ' belong to a run that is not there'
+      from (select j.run_id, count(*), 'journal' as name from kedge.journal j where history group by j.run_id
+            union all
+            select l.run_id, count(*), 'run_log' from kedge.run_log l where history group by l.run_id
+            union all
+            select t.run_id, count(*), 'run_tags' from kedge.run_tags t where history group by t.run_id
+            union all
+            select p.run_id, 1, 'progress' from kedge.progress p where history
+            union all
+            select m.run_id, 1, 'run_metadata' from kedge.run_metadata m where history) o
+     where not exists (select 1 from kedge.runs r where r.id = o.run_id)
+       and not exists (select 1 from kedge.finished f where f.id = o.run_id)
+       and not exists (select 1 from kedge.removals d where d.run_id = o.run_id)
+    union all
+    select 'I15', d.run_id, 'deleted, but there is a run of that id' from kedge.removals d
+     where exists (select 1 from kedge.runs r where r.id = d.run_id)
+        or exists (select 1 from kedge.finished f where f.id = d.run_id)
     union all
     select 'I11', f.id, 'completed without output, or failed without error' from kedge.finished f
      where history and (f.status = 'c' and f.output is null or f.status = 'f' and f.error is null)

@@ -3,6 +3,7 @@
 -- was skipped from what is gone, since skipping a locked row must not look like its absence.
 -- A run that was not obtained keeps this and all its later letters, and so does one with a letter of a kind that is not
 -- known here (a newer release's): they are read past, so that they do not stand in everybody's way.
+-- One that has ended is locked as well, against its deletion: what a letter leaves behind belongs to a run.
 -- A retry ends its run's part of the round: what comes behind it is meant for the run that lives again.
 create or replace function kedge.pick_letters(p_limit int)
 returns table (seqs bigint[], runs uuid[], kinds "char"[])
@@ -16,6 +17,7 @@ declare
     v_missing uuid[];
     v_locked uuid[] := '{}';
     v_held uuid[] := '{}';
+    v_kept uuid[];
 begin
     seqs := '{}'; runs := '{}'; kinds := '{}';
     for v_pass in 1..8 loop
@@ -34,6 +36,9 @@ begin
         v_missing := array(select b.run_id from unnest(v_runs) as b(run_id) where b.run_id <> all (v_locked));
         if v_missing <> '{}' then
             v_held := v_held || array(select r.id from kedge.runs r where r.id = any (v_missing));
+            v_kept := array(select f.id from kedge.finished f where f.id = any (v_missing) for key share skip locked);
+            v_held := array(
+                select f.id from kedge.finished f where f.id = any (v_missing) and f.id <> all (v_kept)) || v_held;
         end if;
 
         select seqs || coalesce(array_agg(b.seq order by b.place) filter (where b.is_free), '{}'),
