@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 from kedge.ids import new_run_id
@@ -141,9 +142,9 @@ HOT_STARTS: Final[dict[str, Hot]] = {
     "rerun: what is taken over": Hot(
         side="client",
         within=("rerun_run_v1", "with copied as"),
-        variables={"p_id": "uuid", "p_run": "uuid", "v_first": "int"},
-        arguments=(new_run_id(), crowd.run_id("finished", 1), 3),
-        by={"journal_pkey"},
-        touches=3,
+        variables={"p_id": "uuid", "p_run": "uuid", "v_first": "int", "v_now": "timestamptz"},
+        arguments=(new_run_id(), crowd.run_id("finished", 1), 3, datetime.now(UTC)),
+        by={"journal_pkey", "run_tags_run"},
+        touches=4,
     ),
 }

@@ -243,7 +243,17 @@ def test_the_sql_can_do_every_move_that_exists_and_no_other(db: Session) -> None
                 after = BY_NAME[moves.status(db, run.id)]
                 if after != before:
                     seen.setdefault((before, after), set()).add(name)
-                for table in ("inbox", "finished", "runs", "workers", "waits", "events", "failures", "journal"):
+                for table in (
+                    "inbox",
+                    "finished",
+                    "runs",
+                    "workers",
+                    "waits",
+                    "events",
+                    "failures",
+                    "journal",
+                    "run_log",
+                ):
                     db.rows(f"delete from kedge.{table}")
 
     assert set(seen) <= MOVES, {move: seen[move] for move in set(seen) - MOVES}
@@ -286,14 +296,14 @@ def test_the_exit_door_is_found_by_that_search() -> None:
     assert re.search(r"delete\s+from\s+kedge\.runs\b", text)
 
 
-def test_no_function_in_the_database_writes_ends_but_the_exit_door_and_only_a_retry_takes_one_back(db: Session) -> None:
+def test_only_the_exit_door_writes_ends_and_only_a_retry_or_their_age_takes_them_away(db: Session) -> None:
     writers = db.rows(
         "select proname, substring(prosrc from $1) from pg_proc where pronamespace = 'kedge'::regnamespace"
         " and prosrc ~* $1 order by 1",
         (r"(insert into|update|delete from)\s+\S*finished",),
     )
 
-    assert writers == [("end_runs", "insert into"), ("retry_run", "delete from")]
+    assert writers == [("end_runs", "insert into"), ("remove_runs", "delete from"), ("retry_run", "delete from")]
 
 
 def test_no_client_statement_writes_a_table() -> None:
