@@ -1,11 +1,9 @@
-"""Sorts the inbox on a timer of its own, whatever this worker's slots do, and rings whom the letters concern."""
+"""Sorts the inbox when somebody rings, whatever this worker's slots do, and rings whom the letters concern."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
 from typing import TYPE_CHECKING, Final
 
 from kedge_worker._errors import PostgresError, TroubleError, does_not_fit
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("kedge.worker")
 
 _BATCH: Final = 500
-_PERIOD_S: Final = (0.8, 1.0)
 
 
 class Courier:
@@ -50,22 +47,20 @@ class Courier:
         self._bell = asyncio.Event()
 
     def ring(self) -> None:
+        """There may be letters, or something for a run of this worker."""
         self._bell.set()
 
     async def run(self) -> None:
         while True:
-            rang = self._bell.is_set()
+            await self._bell.wait()
             self._bell.clear()
             try:
                 await self.sort_all()
-                if rang:  # perhaps by another worker's courier, for a run of ours; the beat is the backstop
-                    self._has_mail()
-                    await self.fetch_requests()
+                # Perhaps another worker's courier was faster, with a letter to a run of ours; the beat is the backstop.
+                self._has_mail()
+                await self.fetch_requests()
             except TroubleError as error:
                 _log.warning("courier: %s", error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
-                    await self._bell.wait()
 
     async def sort_all(self) -> int:
         """Sort until nothing moves any more; answers how many letters were sorted."""

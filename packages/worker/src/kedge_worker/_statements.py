@@ -362,16 +362,6 @@ GO_IDLE: Final = """
 
 WAKE_UP: Final = "delete from kedge.idle where worker_id = %(worker)s"
 
-# How long until the next run of these lanes becomes due, in seconds; null: none.
-NEXT_DUE: Final = """
-    select extract(epoch from min(d.due_at) - kedge.clock())::float8
-      from unnest(%(queues)s::text[]) as q cross join unnest(%(workflows)s::text[]) as w
-     cross join lateral (
-           select r.due_at from kedge.runs r
-            where r.state = 'w' and r.due_at is not null and r.queue = q and r.workflow = w
-            order by r.due_at limit 1) d
-"""
-
 SORT_INBOX: Final = """
     select sorted, remaining, owners, ended, queues, workflows from kedge.sort_inbox(%(limit)s)
 """

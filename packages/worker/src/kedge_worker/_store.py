@@ -28,7 +28,6 @@ from kedge_worker._statements import (
     LEAVE,
     MIND_DEPENDENT,
     NEW_MAIL,
-    NEXT_DUE,
     NOTIFY_ENDED,
     REGISTER_DEFINITIONS,
     REGISTER_WORKER,
@@ -41,7 +40,7 @@ from kedge_worker._statements import (
     TIMES_UP,
     WAKE_UP,
 )
-from kedge_worker._upkeep import EXPIRE_RUNS, FORGET_WATCHERS, HAS_SOLO_RUNS, HAS_WORKER, LAPSE
+from kedge_worker._upkeep import EXPIRE_RUNS, FORGET_WATCHERS, HAS_SOLO_RUNS, HAS_WORKER, LAPSE, LOOK
 
 PROTOCOL: Final = 1
 """What this release's workers agree on; a worker touches only rows of its own protocol or an older one."""
@@ -75,6 +74,23 @@ class Expired:
 
     ended: list[UUID]
     owners: list[UUID]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a look has found; seconds from then, and None for never."""
+
+    has_letters: bool
+    lapse_s: float | None
+    """When the next of the other workers is dead, unless it says something by then."""
+    is_time_up: bool
+    """Of some run."""
+    has_solo_runs: bool
+    is_ready: bool
+    due_s: float | None
+    """When the next run of its lanes can be claimed that nobody need wake."""
+    is_registered: bool
+    """Whether a doorbell finds this worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,9 +232,9 @@ class Store:
         ((ended, owners),) = await self._execute(EXPIRE_RUNS, {"limit": limit})
         return Expired(cast("list[UUID]", ended), cast("list[UUID]", owners))
 
-    async def has_solo_runs(self, queues: Sequence[str], workflows: Sequence[str], *, patience_s: float) -> bool:
-        """Whether something in the solo lanes of these queues has been waiting for a worker for so long."""
-        asked = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta(seconds=patience_s)}
+    async def has_solo_runs(self, queues: Sequence[str], workflows: Sequence[str]) -> bool:
+        """Whether something in the solo lanes of these queues waits for a worker."""
+        asked = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta()}
         return await self._execute(HAS_SOLO_RUNS, asked) == [(True,)]
 
     async def has_worker(self, worker: UUID) -> bool:
@@ -233,10 +249,20 @@ class Store:
         ((watchers, observers),) = await self._execute(FORGET_WATCHERS, {})
         return max(cast("int", watchers), cast("int", observers))
 
-    async def next_due_s(self, queues: Sequence[str], workflows: Sequence[str]) -> float | None:
-        """Seconds until the next run of these lanes becomes due by itself; None: there is none."""
-        ((seconds,),) = await self._execute(NEXT_DUE, {"queues": list(queues), "workflows": list(workflows)})
-        return cast("float | None", seconds)
+    async def look(self, queues: Sequence[str], workflows: Sequence[str], *, patience_s: float) -> Seen:
+        """What there is to do, in these lanes and for everybody; a run in a solo lane has been there for so long."""
+        lanes = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta(seconds=patience_s)}
+        (row,) = await self._execute(LOOK, {**lanes, "worker": self._worker, "protocol": PROTOCOL})
+        letters, lapse_s, expired, solo, ready, due_s, is_registered = row
+        return Seen(
+            has_letters=bool(letters),
+            lapse_s=cast("float | None", lapse_s),
+            is_time_up=bool(expired),
+            has_solo_runs=bool(solo),
+            is_ready=bool(ready),
+            due_s=cast("float | None", due_s),
+            is_registered=bool(is_registered),
+        )
 
     async def ring_workers(self, workers: Sequence[UUID]) -> None:
         await self._execute(RING_WORKERS, {"workers": list(workers)})
