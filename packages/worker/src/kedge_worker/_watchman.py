@@ -40,7 +40,7 @@ class Watchman:
         store: Of the worker.
         queues: Its queues, by the names that people know.
         workflows: What it has handlers for.
-        poll_s: The longest time between two looks.
+        poll_s: The longest time between two looks, if it is less than the two seconds of a quiet worker.
         sleeps: Whether the worker sleeps, with a doorbell that can wake it.
         letters: Called when there are some to sort.
         sweep: Called when a worker is dead, or a run's time is up.
