@@ -45,6 +45,8 @@ HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 # more than three quarters. A run with an unsorted cancel or pause is left to the courier.
 # One row comes back even when nothing was claimed (its id is null), so that the ids always reach the setting
 # that READ_CLAIMED looks into: behind the commit, since a transaction that holds locks never sends payloads.
+# With nothing claimed the transaction has written nothing but a lock on the worker's row, and a lock does not outlive a
+# crash: such a commit waits neither for the disk nor for a standby. One that has claimed waits for both.
 # $7 are the timeouts of the lanes' definitions, null when none has one: a run that says nothing of its own gets it with
 # its first claim, counted from when it was due.
 CLAIM: Final = """
@@ -97,7 +99,8 @@ CLAIM: Final = """
     noted as (
         select set_config('kedge_claim.ids', (select coalesce(array_agg(c.id), '{}')::text from claimed c), false),
                set_config('kedge_claim.waiting', (
-                   select coalesce(array_agg(c.id) filter (where c.has_waits), '{}')::text from claimed c), false))
+                   select coalesce(array_agg(c.id) filter (where c.has_waits), '{}')::text from claimed c), false),
+               case when not exists (select 1 from claimed) then set_config('synchronous_commit', 'off', true) end)
     select exists (select 1 from kedge.inbox), c.id, c.epoch, c.next_seq, c.attempt::int, c.crashes::int,
            c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason,
            exists (select 1 from due),
