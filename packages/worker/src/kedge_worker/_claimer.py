@@ -122,6 +122,10 @@ class Claimer:
     def ring(self) -> None:
         """There is something to claim."""
         self._bell.set()
+        if self.sleeps:
+            # At once: the flusher need not wait until this one's task has had its turn.
+            self._hungry = True
+            self._poke()
 
     def slot_freed(self) -> None:
         self._slot.set()

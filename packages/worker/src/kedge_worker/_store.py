@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Final, cast
 from uuid import UUID
 
@@ -291,7 +292,7 @@ class Store:
             conn = await self._connection()
             # Cancelling does not help against a silent server: only closing the socket does.
             watchdog = asyncio.get_running_loop().call_later(self._timeout_s, shut_down, conn.pgconn)
-            asking = asyncio.ensure_future(_ask(conn, render(query, self._schema).encode(), parameters))
+            asking = asyncio.ensure_future(_ask(conn, _rendered(query, self._schema), parameters))
             try:
                 return await asyncio.shield(asking)
             except asyncio.CancelledError:
@@ -323,6 +324,11 @@ class Store:
             self._conn = conn
             return conn
         return self._conn
+
+
+@cache
+def _rendered(query: str, schema: str) -> bytes:
+    return render(query, schema).encode()
 
 
 async def _ask(
