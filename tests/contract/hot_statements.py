@@ -175,12 +175,13 @@ HOT: Final[dict[str, Hot]] = {
         by={"runs_owned"},
         touches=crowd.RUNNING // 3,
     ),
-    "next due": Hot(
+    # Each worker asks this every second or two, and nearly always there is nothing; here there is, in all lanes.
+    "look": Hot(
         side="control",
-        statement=worker.NEXT_DUE,
-        arguments=([crowd.QUEUE], list(crowd.WORKFLOWS)),
-        by={"runs_due"},
-        touches=3,
+        statement=upkeep.LOOK,
+        arguments=(crowd.WORKER, 1, [crowd.QUEUE], list(crowd.WORKFLOWS), "3 seconds"),
+        by={"runs_ready", "runs_due", "runs_deadline", "idle_pkey"},
+        touches=10,
     ),
     "has mail": Hot(side="control", statement=worker.HAS_MAIL, touches=1),
     "leave": Hot(
@@ -224,7 +225,6 @@ HOT: Final[dict[str, Hot]] = {
         touches=4 * BATCH,
     ),
     "take back whom nobody misses": Hot(side="control", statement=worker.TAKE_BACK, arguments=(1, []), blocks=50),
-    # Each worker asks this every second or two, and nearly always nobody is there.
     "solo runs": Hot(
         side="control",
         statement=upkeep.HAS_SOLO_RUNS,

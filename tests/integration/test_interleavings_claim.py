@@ -366,3 +366,22 @@ def test_a_worker_that_leaves_during_its_own_claim_leaves_no_orphan(sessions: Se
     moves.lapse(leaver, worker)
     taken = moves.take_back(leaver)
     assert taken == moves.TakenBack(worker, freed=2, ended=[], remaining=False)
+
+
+def test_a_claim_that_took_nothing_waits_for_no_disk_and_one_that_took_something_does(db: Session) -> None:
+    worker = moves.register(db)
+
+    def durability() -> tuple[int, str, str]:
+        db.begin()
+        moves.hold(db, worker)
+        claimed = moves.claim(db, worker)
+        inside = db.value("show synchronous_commit")
+        db.commit()
+        return len(claimed), inside, db.value("show synchronous_commit")
+
+    nothing = durability()
+    moves.started(db)
+    something = durability()
+
+    assert nothing == (0, "off", "on")
+    assert something == (1, "on", "on")

@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from uuid import UUID
 
-import pytest
-
 from kedge_worker._lease_keeper import LeaseKeeper
 from kedge_worker._settings import WorkerSettings
 from kedge_worker._store import Store
@@ -220,10 +218,9 @@ async def test_a_dead_worker_with_a_locked_run_does_not_keep_the_next_one_waitin
     assert set(moves.statuses(db).values()) == {"pending"}
 
 
-async def test_a_sweep_that_the_database_refuses_is_tried_again_and_stops_no_worker(
-    database_url: str, sessions: Sessions, db: Session, monkeypatch: pytest.MonkeyPatch
+async def test_a_sweep_that_the_database_refuses_is_tried_again_when_somebody_rings_and_stops_no_worker(
+    database_url: str, sessions: Sessions, db: Session
 ) -> None:
-    monkeypatch.setattr("kedge_worker._sweeper._PERIOD_S", (0.01, 0.02))
     moves.started(db)
     worker = moves.register(db)
     moves.claim_alone(db, worker)
@@ -237,6 +234,12 @@ async def test_a_sweep_that_the_database_refuses_is_tried_again_and_stops_no_wor
 
     async with sweeper(database_url, []) as own:
         sweeping = asyncio.create_task(own.run())
+        for tries in (1, 2):
+            own.ring()
+            refused = "select last_value >= %(n)s and is_called from tries"
+            await asyncio.to_thread(sessions.wait_until, refused, {"n": tries}, what="the refusal")
+            await asyncio.sleep(0)
+        own.ring()
         await asyncio.to_thread(
             sessions.wait_until, "select count(*) = 0 from kedge.workers", what="the worker to be taken back"
         )

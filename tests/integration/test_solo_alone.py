@@ -13,7 +13,7 @@ import pytest
 
 from kedge import WorkflowRef
 from kedge_client import AsyncClient
-from kedge_worker import Context, Worker, _solo, workflow
+from kedge_worker import Context, Worker, _watchman, workflow
 from kedge_worker._solo import Target
 from tests import moves
 from tests.sessions import Session
@@ -58,8 +58,9 @@ class Bench:
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Generator[Callable[[str], asyncio.Event]]:
     """Answers an event that is set when a line of the log begins so; the looks into solo lanes come close together."""
-    monkeypatch.setattr(_solo, "_PATIENCE_S", 0.0)
-    monkeypatch.setattr(_solo, "_PERIOD_S", (0.05, 0.05))
+    monkeypatch.setattr(_watchman, "_SOLO_PATIENCE_S", 0.0)
+    monkeypatch.setattr(_watchman, "_PERIOD_S", 0.05)
+    monkeypatch.setattr(_watchman, "_QUIET_PERIOD_S", 0.05)
     awaited: list[tuple[str, asyncio.Event]] = []
 
     class Handler(logging.Handler):

@@ -34,7 +34,9 @@ pytestmark = pytest.mark.chaos
 ROUNDS: Final = int(setting("rounds", 7))
 RATE: Final = setting("rate", 40)
 WORKERS: Final = 2
-POLL_S: Final = 5.0
+POLL_S: Final = 2.0
+RUNG_S: Final = POLL_S / 8
+"""Half of some runs are done in this time if somebody is rung for them, and not if they wait to be found."""
 MIX: Final = "steps:6,parallel:2,event:4,charge:4,nap:1,parent:2,flaky:1"
 
 
@@ -211,8 +213,8 @@ def assert_listeners_moved(servers: Pair) -> None:
         ).fetchone()
         assert listening == (WORKERS,)
     with Client.connect(servers.url) as client:
-        quickest_s = min(_round_trip_s(client) for _ in range(3))
-    assert quickest_s < POLL_S / 2, f"nobody is rung: {quickest_s:.1f} s"
+        median_s = statistics.median(_round_trip_s(client) for _ in range(9))
+    assert median_s < RUNG_S, f"nobody is rung: {median_s:.2f} s"
 
 
 def _round_trip_s(client: Client) -> float:

@@ -7,12 +7,12 @@ from typing import Final
 
 _LABELS: Final = (
     ("set lease_until = clock_timestamp() + lease", "BEAT"),
+    ("w.protocol <=", "LOOK"),
     ("solo_lane", "HAS_SOLO_RUNS"),
     ("with watchers as", "FORGET_WATCHERS"),
     ("w.run_id, w.key, w.attempt", "TIMES_UP"),
     ("m.run_id, m.id", "NEW_MAIL"),
     ("coalesce(r.request::text", "REQUESTS"),
-    ("min(d.due_at)", "NEXT_DUE"),
     ("kedge.inbox)", "HAS_MAIL"),
 )
 

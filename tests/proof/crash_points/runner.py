@@ -31,7 +31,7 @@ CUTS: Final = (Fate.ENDED, Fate.CUT)
 _TRIES: Final = 4
 
 _READING: Final = frozenset(
-    {"connect", "prepare", "NEW_MAIL", "REQUESTS", "NEXT_DUE", "HAS_MAIL", "select", "select migrations", "select runs"}
+    {"connect", "prepare", "NEW_MAIL", "REQUESTS", "HAS_MAIL", "select", "select migrations", "select runs"}
 )
 """Calls that leave nothing behind in the database."""
 _EQUAL: Final = frozenset({Fate.DIES_SENT, Fate.DIES_AFTER, Fate.DIES_LATE})

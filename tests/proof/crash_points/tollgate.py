@@ -21,7 +21,7 @@ from tests.proof.crash_points.fates import KILLING, PATIENCE_S, Call, Fault
 from tests.proof.crash_points.link import Link, ServerSide
 from tests.proof.crash_points.messages import CLAIM
 
-TIMED: Final = frozenset({"BEAT", "take_back", "expire_runs", "HAS_SOLO_RUNS", "TIMES_UP", "FORGET_WATCHERS"})
+TIMED: Final = frozenset({"BEAT", "LOOK", "take_back", "expire_runs", "HAS_SOLO_RUNS", "TIMES_UP", "FORGET_WATCHERS"})
 """Calls that come with time, not with a run: they are not numbered."""
 
 

@@ -2,13 +2,14 @@
 Decides when to claim and how much; the flusher sends it.
 
 Claims go on while they come back full. A claim that comes back empty puts the worker to sleep: it registers as idle,
-looks once more (whoever starts a run looks for a sleeper after its commit), and waits for the doorbell, the next due
-run, or the poll.
+looks once more (whoever starts a run looks for a sleeper after its commit), and waits until somebody rings: a client,
+or the watchman for what is due, and for what a lost doorbell has left.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import random
@@ -44,7 +45,6 @@ class Claimer:
         workflows: Sequence[str],
         free: Callable[[int], int],
         poke: Callable[[], None],
-        poll_s: tuple[float, float],
         timeouts: Mapping[str, float],
     ) -> None:
         self._store = store
@@ -56,7 +56,6 @@ class Claimer:
         self._most = _MAX_CLAIM
         self._free = free
         self._poke = poke
-        self._poll_s = poll_s
         self._floors: dict[Lane, tuple[int, int]] = {}
         self._floors_at = 0.0
         self._hungry = False
@@ -64,6 +63,9 @@ class Claimer:
         self._bell = asyncio.Event()
         self._slot = asyncio.Event()
         self._answer: asyncio.Future[ClaimAnswer] | None = None
+        self._may_be_registered = False
+        self.sleeps = False
+        """Whether it waits for its bell, with free slots and with nothing to claim for all it knows."""
         self.stopped = False
 
     # ---- called by the flusher
@@ -120,6 +122,10 @@ class Claimer:
     def ring(self) -> None:
         """There is something to claim."""
         self._bell.set()
+        if self.sleeps:
+            # At once: the flusher need not wait until this one's task has had its turn.
+            self._hungry = True
+            self._poke()
 
     def slot_freed(self) -> None:
         self._slot.set()
@@ -129,7 +135,34 @@ class Claimer:
     # ---- its own task
 
     async def look(self) -> ClaimAnswer:
-        """Claim once, when there is a free slot, and answer what came."""
+        """Claim when there is a free slot, from one share of the lanes after the other until something comes."""
+        answer = await self._look()
+        for _ in range(_MAX_LANES, len(self._lanes), _MAX_LANES):
+            if answer.runs:
+                break
+            answer = await self._look()
+        return answer
+
+    async def run(self) -> None:
+        while not self.stopped:
+            self._bell.clear()
+            try:
+                answer = await self.look()
+                if not answer.runs:
+                    await self._sleep()
+                    continue
+                if self._may_be_registered and self.is_full:
+                    # Whoever rings must find another one. A ring has taken the row, unless it rode in a transaction.
+                    await self._store.wake_up()
+                    self._may_be_registered = False
+            except TroubleError as error:
+                _log.warning("claimer: %s", error)
+                await self._wait(random.uniform(0.2, 1))  # noqa: S311  # jitter
+                continue
+            if len(answer.runs) < answer.limit:
+                await self._wait(_LINGER_S)
+
+    async def _look(self) -> ClaimAnswer:
         while self._free(0) <= 0:
             self._slot.clear()
             await self._slot.wait()
@@ -141,35 +174,20 @@ class Claimer:
         finally:
             self._answer = None
 
-    async def run(self) -> None:
-        while not self.stopped:
-            self._bell.clear()
-            answer = await self.look()
-            if len(answer.runs) == answer.limit:
-                continue
-            if answer.runs:
-                await self._wait(_LINGER_S)
-                continue
-            try:
-                await self._sleep()
-            except TroubleError as error:
-                _log.warning("claimer: %s", error)
-                await self._wait(random.uniform(0.2, 1))  # noqa: S311  # jitter
-
     async def _sleep(self) -> None:
+        """Return when somebody rings, or when there was something to claim on the second look."""
+        self._may_be_registered = True
         await self._store.go_idle(self._queues, self._workflows)
-        while not (await self.look()).runs:
-            pause = random.uniform(*self._poll_s)  # noqa: S311  # jitter
-            due = await self._store.next_due_s(self._queues, self._workflows)
-            if await self._wait(pause if due is None else min(pause, max(due, 0.0))):
-                return  # whoever rang has taken the sleeper's row
-        await self._store.wake_up()
-
-    async def _wait(self, seconds: float) -> bool:
-        """Wait for the bell; answers whether it rang."""
+        if (await self.look()).runs:
+            return
+        self.sleeps = True
         try:
+            await self._bell.wait()
+        finally:
+            self.sleeps = False
+
+    async def _wait(self, seconds: float) -> None:
+        """Until the bell rings, but no longer."""
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._bell.wait()
-        except TimeoutError:
-            return False
-        return True

@@ -1,11 +1,9 @@
-"""Sorts the inbox on a timer of its own, whatever this worker's slots do, and rings whom the letters concern."""
+"""Sorts the inbox when somebody rings, whatever this worker's slots do, and rings whom the letters concern."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import random
 from typing import TYPE_CHECKING, Final
 
 from kedge_worker._errors import PostgresError, TroubleError, does_not_fit
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("kedge.worker")
 
 _BATCH: Final = 500
-_PERIOD_S: Final = (0.8, 1.0)
 
 
 class Courier:
@@ -50,26 +47,29 @@ class Courier:
         self._bell = asyncio.Event()
 
     def ring(self) -> None:
+        """There may be letters, or something for a run of this worker."""
         self._bell.set()
 
     async def run(self) -> None:
         while True:
-            rang = self._bell.is_set()
+            await self._bell.wait()
             self._bell.clear()
             try:
-                await self.sort_all()
-                if rang:  # perhaps by another worker's courier, for a run of ours; the beat is the backstop
-                    self._has_mail()
-                    await self.fetch_requests()
+                _, has_looked = await self._sort()
+                if not has_looked:
+                    # Perhaps another courier was faster, with a letter to a run of ours; the beat is the backstop.
+                    await self._look_for_own()
             except TroubleError as error:
                 _log.warning("courier: %s", error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
-                    await self._bell.wait()
 
     async def sort_all(self) -> int:
         """Sort until nothing moves any more; answers how many letters were sorted."""
-        total = 0
+        total, _ = await self._sort()
+        return total
+
+    async def _sort(self) -> tuple[int, bool]:
+        """The same; answers also whether there was something for this worker's own runs, which has been looked for."""
+        total, has_looked = 0, False
         limit = _BATCH
         while True:
             try:
@@ -89,7 +89,9 @@ class Courier:
                 limit = _BATCH
                 continue
             total += done.letters
-            if done.letters:
+            # A letter to a run in memory leaves nothing to claim, and its handler must not wait behind a claim.
+            was_at_rest = bool(done.lanes) or done.letters > len(done.owners)
+            if was_at_rest:
                 self._sorted_some()
             if done.ended:
                 _log.info("courier: %d runs ended", len(done.ended))
@@ -98,15 +100,20 @@ class Courier:
             if others:
                 await self._store.ring_workers(others)
             if len(others) < len(done.owners):
-                self._has_mail()
-                await self.fetch_requests()
+                has_looked = True
+                await self._look_for_own()
+            if done.letters and not was_at_rest:
+                self._sorted_some()
             for queue, workflow in done.lanes:
                 if not self._takes(queue, workflow):
                     await self._store.ring(queue, workflow)
             if done.letters == 0 or not done.remaining:
-                return total
+                return total, has_looked
 
-    async def fetch_requests(self) -> None:
-        """Hand requests for this worker's own runs to the executor."""
+    async def _look_for_own(self) -> None:
+        """Have mail fetched for runs of this worker, and hand requests for them to the executor."""
+        self._has_mail()
+        # The mail first, on the one connection: a handler waits for it. A claim that was rung for goes out meanwhile.
+        await asyncio.sleep(0)
         for request in await self._store.requests():
             self._ask(request.run_id, request.kind, request.reason)

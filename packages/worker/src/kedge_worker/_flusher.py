@@ -181,6 +181,8 @@ class Flusher:
             if self._put_off and self._put_off_pause.is_over:
                 await self._try_again()
                 continue
+            if self._busy and not self._pending():
+                await asyncio.sleep(0)  # whom the last flush has woken may write more: with a claim, and not behind it
             may_claim = not self._compare and self._claim_pause.is_over
             claim = self._events.wanted_claim(len(self._queue[0].moves)) if may_claim else None
             if not self._pending() and claim is None:

@@ -37,6 +37,7 @@ from kedge_worker._store import Store
 from kedge_worker._strays import Strays
 from kedge_worker._sweeper import Sweeper
 from kedge_worker._transactions import TransactionRunner
+from kedge_worker._watchman import Watchman
 
 if TYPE_CHECKING:
     from kedge.codecs import PayloadCodec
@@ -127,7 +128,6 @@ class Life:
             workflows=registry.names,
             free=self._free,
             poke=self._flusher.poke,
-            poll_s=(settings.poll_s * 0.8, settings.poll_s),
             timeouts=registry.timeouts_s,
         )
         self.courier = Courier(
@@ -174,6 +174,17 @@ class Life:
             known=lambda: {run_id: run.claimed.epoch for run_id, run in self.executor.runs.items()},
             crashed=self._solo.ring,
         )
+        self._watchman = Watchman(
+            self.store,
+            queues=settings.queues,
+            workflows=registry.names,
+            poll_s=settings.poll_s,
+            sleeps=lambda: self.claimer.sleeps and self.listener.listening.is_set(),
+            letters=self.courier.ring,
+            sweep=self.sweeper.ring,
+            solo=self._solo.ring,
+            claim=self.claimer.ring,
+        )
         self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
         self._tasks: list[asyncio.Task[None]] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -213,6 +224,7 @@ class Life:
         self._spawn(self._attendant.run(), "attendant")
         self._serves = serve
         if serve:
+            self._spawn(self._watchman.run(), "watchman")
             self._spawn(self.courier.run(), "courier")
             if not self._is_child:
                 self._spawn(self.sweeper.run(), "sweeper")
@@ -323,7 +335,7 @@ class Life:
             _log.warning("run %s epoch %d: lease lost, dropped", run.claimed.id, run.claimed.epoch)
         going_on = self.executor.settled(moved, lost)
         if going_on:
-            self.claimer.ring()  # what was parked may be due soon, or have been woken on the way
+            self._watchman.ring()  # what was parked may be due soon, or have been woken on the way
         self.finished_runs += len(moved) - going_on
 
     def sent(self, batch: Batch) -> None:
@@ -390,8 +402,8 @@ class Life:
     def _rung(self, payload: str) -> None:
         if payload == "mail":
             self.courier.ring()
-        # Also for letters, which another courier may sort: whoever rang has taken this sleeper's row.
-        self.claimer.ring()
+        else:
+            self.claimer.ring()
 
     def _ring_next(self, queue: str, workflow: str) -> None:
         """A claim that came back full may have left something: wake the next sleeper, at most one at a time."""

@@ -43,7 +43,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 100
     threads: int = 32
     lease_s: float = 15.0
-    poll_s: float = 5.0
+    poll_s: float = 2.0
     grace_s: float = 30.0
     listen: bool = True
     transaction_connections: int = 10

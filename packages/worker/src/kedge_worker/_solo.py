@@ -27,10 +27,6 @@ LAPSED: Final = 87
 """A child's exit code: its lease was lost, though nothing in it had crashed."""
 
 _PERIOD_S: Final = (1.2, 1.6)
-_LOOK_PERIOD_S: Final = (3.0, 4.0)
-"""Whoever makes a run solo rings its own bell: only what another worker has left is found by looking."""
-# Whoever has made a run solo looks for it at once; the others only help.
-_PATIENCE_S: Final = 3.0
 _MAX_FAILED_STARTS: Final = 3
 _START_S: Final = 60.0
 _UNWINDING_S: Final = 15.0
@@ -144,18 +140,15 @@ class Solo:
 
     async def run(self) -> None:
         while True:
-            patience_s = 0.0 if self._bell.is_set() else _PATIENCE_S
+            await self._bell.wait()
             self._bell.clear()
             try:
-                if await self._store.has_solo_runs(self._queues, self._workflows, patience_s=patience_s):
+                if await self._store.has_solo_runs(self._queues, self._workflows):
                     await self._execute()
             except PostgresError as error:
                 if does_not_fit(error):
                     raise
                 _log.warning("solo: %s", error)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(*_LOOK_PERIOD_S)):  # noqa: S311  # jitter
-                    await self._bell.wait()
 
     async def stop(self, grace_s: float, *, hurry: asyncio.Event | None = None) -> None:
         """

@@ -47,6 +47,8 @@ HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 # more than three quarters. A run with an unsorted cancel or pause is left to the courier.
 # One row comes back even when nothing was claimed (its id is null), so that the ids always reach the setting
 # that READ_CLAIMED looks into: behind the commit, since a transaction that holds locks never sends payloads.
+# With nothing claimed the transaction has written nothing but a lock on the worker's row, and a lock does not outlive a
+# crash: such a commit waits neither for the disk nor for a standby. One that has claimed waits for both.
 # $7 are the timeouts of the lanes' definitions, null when none has one: a run that says nothing of its own gets it with
 # its first claim, counted from when it was due.
 CLAIM: Final = """
@@ -99,7 +101,8 @@ CLAIM: Final = """
     noted as (
         select set_config('kedge_claim.ids', (select coalesce(array_agg(c.id), '{}')::text from claimed c), false),
                set_config('kedge_claim.waiting', (
-                   select coalesce(array_agg(c.id) filter (where c.has_waits), '{}')::text from claimed c), false))
+                   select coalesce(array_agg(c.id) filter (where c.has_waits), '{}')::text from claimed c), false),
+               case when not exists (select 1 from claimed) then set_config('synchronous_commit', 'off', true) end)
     select exists (select 1 from kedge.inbox), c.id, c.epoch, c.next_seq, c.attempt::int, c.crashes::int,
            c.rank::int, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason,
            exists (select 1 from due),
@@ -363,16 +366,6 @@ GO_IDLE: Final = """
 """
 
 WAKE_UP: Final = "delete from kedge.idle where worker_id = %(worker)s"
-
-# How long until the next run of these lanes becomes due, in seconds; null: none.
-NEXT_DUE: Final = """
-    select extract(epoch from min(d.due_at) - kedge.clock())::float8
-      from unnest(%(queues)s::text[]) as q cross join unnest(%(workflows)s::text[]) as w
-     cross join lateral (
-           select r.due_at from kedge.runs r
-            where r.state = 'w' and r.due_at is not null and r.queue = q and r.workflow = w
-            order by r.due_at limit 1) d
-"""
 
 SORT_INBOX: Final = """
     select sorted, remaining, owners, ended, queues, workflows from kedge.sort_inbox(%(limit)s)

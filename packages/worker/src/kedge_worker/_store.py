@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Final, NamedTuple, cast
 from uuid import UUID
 
@@ -28,7 +29,6 @@ from kedge_worker._statements import (
     LEAVE,
     MIND_DEPENDENT,
     NEW_MAIL,
-    NEXT_DUE,
     NOTIFY_ENDED,
     REGISTER_DEFINITIONS,
     REGISTER_WORKER,
@@ -49,6 +49,7 @@ from kedge_worker._upkeep import (
     HAS_SOLO_RUNS,
     HAS_WORKER,
     LAPSE,
+    LOOK,
     TO_CLEAR,
 )
 
@@ -84,6 +85,23 @@ class Expired:
 
     ended: list[UUID]
     owners: list[UUID]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What a look has found; seconds from then, and None for never."""
+
+    has_letters: bool
+    lapse_s: float | None
+    """When the next of the other workers is dead, unless it says something by then."""
+    is_time_up: bool
+    """Of some run."""
+    has_solo_runs: bool
+    is_ready: bool
+    due_s: float | None
+    """When the next run of its lanes can be claimed that nobody need wake."""
+    is_registered: bool
+    """Whether a doorbell finds this worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,9 +271,9 @@ class Store:
         ((ended, owners),) = await self._execute(EXPIRE_RUNS, {"limit": limit})
         return Expired(cast("list[UUID]", ended), cast("list[UUID]", owners))
 
-    async def has_solo_runs(self, queues: Sequence[str], workflows: Sequence[str], *, patience_s: float) -> bool:
-        """Whether something in the solo lanes of these queues has been waiting for a worker for so long."""
-        asked = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta(seconds=patience_s)}
+    async def has_solo_runs(self, queues: Sequence[str], workflows: Sequence[str]) -> bool:
+        """Whether something in the solo lanes of these queues waits for a worker."""
+        asked = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta()}
         return await self._execute(HAS_SOLO_RUNS, asked) == [(True,)]
 
     async def has_worker(self, worker: UUID) -> bool:
@@ -288,10 +306,20 @@ class Store:
         """Delete rows of runs that had too many; answers False when nothing is left to do."""
         return await self._execute(FINISH_REMOVALS, {"rows": rows}) == [(True,)]
 
-    async def next_due_s(self, queues: Sequence[str], workflows: Sequence[str]) -> float | None:
-        """Seconds until the next run of these lanes becomes due by itself; None: there is none."""
-        ((seconds,),) = await self._execute(NEXT_DUE, {"queues": list(queues), "workflows": list(workflows)})
-        return cast("float | None", seconds)
+    async def look(self, queues: Sequence[str], workflows: Sequence[str], *, patience_s: float) -> Seen:
+        """What there is to do, in these lanes and for everybody; a run in a solo lane has been there for so long."""
+        lanes = {"queues": list(queues), "workflows": list(workflows), "patience": timedelta(seconds=patience_s)}
+        (row,) = await self._execute(LOOK, {**lanes, "worker": self._worker, "protocol": PROTOCOL})
+        letters, lapse_s, expired, solo, ready, due_s, is_registered = row
+        return Seen(
+            has_letters=bool(letters),
+            lapse_s=cast("float | None", lapse_s),
+            is_time_up=bool(expired),
+            has_solo_runs=bool(solo),
+            is_ready=bool(ready),
+            due_s=cast("float | None", due_s),
+            is_registered=bool(is_registered),
+        )
 
     async def ring_workers(self, workers: Sequence[UUID]) -> None:
         await self._execute(RING_WORKERS, {"workers": list(workers)})
@@ -320,7 +348,7 @@ class Store:
             conn = await self._connection()
             # Cancelling does not help against a silent server: only closing the socket does.
             watchdog = asyncio.get_running_loop().call_later(self._timeout_s, shut_down, conn.pgconn)
-            asking = asyncio.ensure_future(_ask(conn, render(query, self._schema).encode(), parameters))
+            asking = asyncio.ensure_future(_ask(conn, _rendered(query, self._schema), parameters))
             try:
                 return await asyncio.shield(asking)
             except asyncio.CancelledError:
@@ -352,6 +380,11 @@ class Store:
             self._conn = conn
             return conn
         return self._conn
+
+
+@cache
+def _rendered(query: str, schema: str) -> bytes:
+    return render(query, schema).encode()
 
 
 async def _ask(

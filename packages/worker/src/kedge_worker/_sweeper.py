@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from typing import TYPE_CHECKING, Final
 
 from kedge.names import SOLO_LANE
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("kedge.worker")
 
-_PERIOD_S: Final = (1.2, 1.6)
 _FORGET_PERIOD_S: Final = 60.0
-_EXPIRE_PERIOD_S: Final = 2.0
 _EXPIRE_BATCH: Final = 500
 _FORGET_BATCH: Final = 1000
 
@@ -52,21 +49,21 @@ class Sweeper:
         self._found = found
         self._found_solo = found_solo
         self._sent = sent
-        self._forgot_at = 0.0
-        self._expired_at = 0.0
+        self._forget_at = 0.0
         self._bell = asyncio.Event()
 
     def ring(self) -> None:
-        """Somebody has died."""
+        """Somebody has died, or a run's time is up."""
         self._bell.set()
 
     async def run(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(random.uniform(*_PERIOD_S)):  # noqa: S311  # jitter
+                async with asyncio.timeout_at(self._forget_at):
                     await self._bell.wait()
+            duties = (self._take_back, self.expire) if self._bell.is_set() else (self._forget,)
             self._bell.clear()
-            for duty in (self._take_back, self._expire, self._forget):
+            for duty in duties:
                 try:
                     await duty()
                 except PostgresError as error:
@@ -120,14 +117,7 @@ class Sweeper:
         await self._store.notify_ended(ended)
         self._sent()
 
-    async def _expire(self) -> None:
-        # The owner of a running run has a timer of its own: this is for those that nobody executes.
-        now = asyncio.get_running_loop().time()
-        if now - self._expired_at > _EXPIRE_PERIOD_S:
-            self._expired_at = now
-            await self.expire()
-
     async def _forget(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._forgot_at > _FORGET_PERIOD_S and await self._store.forget_watchers() < _FORGET_BATCH:
-            self._forgot_at = now
+        self._forget_at = asyncio.get_running_loop().time() + _FORGET_PERIOD_S
+        while await self._store.forget_watchers() == _FORGET_BATCH:
+            pass

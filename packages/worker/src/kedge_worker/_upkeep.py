@@ -1,4 +1,4 @@
-"""The SQL of what must be done once in a while, whoever does it: deadlines, solo lanes, dead children, what is old."""
+"""The SQL of what must be done once in a while: the look whether there is any of it, and each of these duties."""
 
 from __future__ import annotations
 
@@ -44,6 +44,44 @@ DELETE_ENDED: Final = """
 """
 
 FINISH_REMOVALS: Final = "select kedge.finish_removals(%(rows)s)"
+
+# Everything that somebody must see to though nobody rings, in one statement that changes nothing: an idle worker sends
+# little else. Times in seconds from now; null: none.
+# A dead worker is one that take_back takes; the own row is left out, and so is what a newer release has written.
+# The lanes are asked one by one only behind a find in all of them. The order there names the index: without one a plan
+# that was made while the table was empty may read all that waits. (In an EXISTS it would be thrown away.)
+LOOK: Final = f"""
+    select exists (select 1 from kedge.inbox),
+           (select extract(epoch from min(
+                       case when w.leaving then w.lease_until
+                            else greatest(w.lease_until, pg_postmaster_start_time() + w.lease) end)
+                   - clock_timestamp())::float8
+              from kedge.workers w where w.id <> %(worker)s and w.protocol <= %(protocol)s),
+           coalesce((select true from kedge.runs r
+                      where r.deadline_at < 'infinity' and r.deadline_at <= kedge.clock()
+                        and (r.request is null or r.request = 's')
+                      order by r.deadline_at limit 1), false),
+           ({HAS_SOLO_RUNS.strip()}),
+           coalesce((
+               select exists (
+                   select 1 from unnest(%(queues)s::text[]) as q cross join unnest(%(workflows)s::text[]) as w
+                    cross join lateral (
+                          select 1 from kedge.runs r
+                           where r.state = 'p' and r.queue = q and r.workflow = w limit 1) run)
+                 from (select 1 from kedge.runs r where r.state = 'p'
+                        order by r.queue, r.workflow, r.rank, r.seq limit 1) found), false),
+           (select extract(epoch from (
+                       select min(d.due_at)
+                         from unnest(%(queues)s::text[]) as q cross join unnest(%(workflows)s::text[]) as w
+                        cross join lateral (
+                              select r.due_at from kedge.runs r
+                               where r.state = 'w' and r.due_at is not null and r.queue = q and r.workflow = w
+                               order by r.due_at limit 1) d)
+                   - kedge.clock())::float8
+              from (select 1 from kedge.runs r where r.state = 'w' and r.due_at is not null
+                     order by r.queue, r.workflow, r.due_at limit 1) found),
+           exists (select 1 from kedge.idle where worker_id = %(worker)s)
+"""  # noqa: S608  # of constants
 
 HAS_WORKER: Final = "select exists (select 1 from kedge.workers where id = %(worker)s)"
 

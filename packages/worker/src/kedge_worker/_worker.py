@@ -64,7 +64,7 @@ class Worker:
         threads: Sync handlers and sync steps at once.
         schema: Where kedge's tables live.
         lease: How long a silent worker keeps its runs before others take them back.
-        poll: The longest that a run waits when a doorbell is lost.
+        poll: The longest that a run waits when a doorbell is lost; more than two seconds is two.
         grace: How long handlers may go on after a stop was asked for.
         listen: False where LISTEN is not possible: everything works by polling. A pooler is refused all the same.
         transaction_connections: Transactional steps at once.
