@@ -50,8 +50,9 @@ def measure(url: str, *, samples: int, pause_s: float) -> dict[str, float]:
     return percentiles(took)
 
 
-def _wait(conn: psycopg.Connection) -> str:
-    for heard in conn.notifies(timeout=_PATIENCE_S, stop_after=1):
+def _wait(conn: psycopg.Connection, timeout_s: float | None = _PATIENCE_S) -> str:
+    # One, and out: while its iterator runs, the connection can do nothing else.
+    for heard in conn.notifies(timeout=timeout_s, stop_after=1):
         return heard.payload
     raise RuntimeError("the other side is silent")
 
@@ -61,11 +62,11 @@ def answer(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("listen pong")
         conn.execute(_RING, ("ping", "here"))
-        for heard in conn.notifies():
-            run = UUID(heard.payload)
+        while True:
+            run = UUID(_wait(conn, timeout_s=None))
             conn.execute(_CLAIM, (run,))
             conn.execute(_WRITE, {"id": run, "output": _VALUE})
-            conn.execute(_RING, ("ping", heard.payload))
+            conn.execute(_RING, ("ping", str(run)))
 
 
 def main() -> None:
