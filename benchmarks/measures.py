@@ -71,7 +71,7 @@ def costs(what: str) -> dict[str, Measure]:
     return {
         "round_trips_per_run": Measure(f"{what}: round trips of the worker", "", None, 3),
         "statements_per_run": Measure(f"{what}: statements of the worker", "", None, 3),
-        "transactions_per_run": Measure(f"{what}: transactions of the server", "", None, 3),
+        "transactions_per_run": Measure(f"{what}: transactions of the database", "", None, 3),
         "wal_bytes_per_run": Measure(f"{what}: WAL", "bytes"),
         "dead_rows_per_run": Measure(f"{what}: row versions that die", "", None, 2),
         "python_us_per_run": Measure(f"{what}: Python", "us", None, 1),
