@@ -230,14 +230,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of a window (%(default)s)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="of a latency (%(default)s)")
-    parser.add_argument("--history", type=int, default=FINISHED, help="finished runs in the tables (%(default)s)")
+    parser.add_argument("--finished", type=int, default=FINISHED, help="finished runs in the tables (%(default)s)")
     parser.add_argument("--waiting", type=int, default=WAITING, help="waiting runs in the tables (%(default)s)")
     parser.add_argument("--again", action="store_true", help="measure again what the file has")
     parser.add_argument("--json", type=Path, default=FOLDER / "peers.json", help="added to by each run (%(default)s)")
     options = parser.parse_args(arguments)
     named = options.engines or [engine.name for engine in ENGINES]
     engines = [engine for engine in ENGINES if engine.name in named and is_here(engine)]
-    size = Size(seconds=options.seconds, samples=options.samples, finished=options.history, waiting=options.waiting)
+    size = Size(seconds=options.seconds, samples=options.samples, finished=options.finished, waiting=options.waiting)
     report, results = Report(), Results(options.json)
     with bench_server() as server:
         machine = server.describe()
