@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -84,13 +85,9 @@ def test_the_file_for_machines_says_of_what_and_where(tmp_path: Path) -> None:
 
 
 def test_no_two_lines_of_the_tables_have_one_name() -> None:
-    found = [
-        one
-        for value in vars(measures).values()
-        for one in (value.values() if isinstance(value, dict) else [value])
-        if isinstance(one, Measure)
-    ]
-    names = [one.name for one in found]
+    values: list[object] = list(vars(measures).values())
+    groups = [cast("dict[str, object]", value).values() if isinstance(value, dict) else [value] for value in values]
+    names = [one.name for group in groups for one in group if isinstance(one, Measure)]
 
     assert len(names) > 50
     assert sorted(names) == sorted(set(names))
