@@ -11,7 +11,7 @@ export UV_LINK_MODE ?= copy
 CHECKED := packages tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-peers bench-growth audit lock format clean
+.PHONY: help setup demo test test-all checks unit proof chaos soak bench bench-quick bench-peers bench-growth audit lock format clean
 
 help:
 	@echo "make setup         set up .tools and .venv (done by all others when needed)"
@@ -21,9 +21,10 @@ help:
 	@echo "make proof         what is promised, under every fault we can bring about: all interleavings and crash points"
 	@echo "make chaos         the same with processes killed, servers crashed and cut off, under load (alone on the machine)"
 	@echo "make soak          twenty minutes of everything (KEDGE_PROOF_MINUTES=480 for a night)"
-	@echo "make bench         runs/s, steps/s, latencies (by hand, never a test)"
-	@echo "make bench-peers   kedge beside DBOS, Absurd, Procrastinate and PgQueuer (an hour)"
-	@echo "make bench-growth  the cost of a claim with 1,000,000 finished and 100,000 sleeping runs"
+	@echo "make bench         runs/s, steps/s, starts/s, latencies, memory, beside their goals (by hand, never a test)"
+	@echo "make bench-quick   shares of plain loops, compared with the last ones (under two minutes)"
+	@echo "make bench-peers   kedge beside DBOS, Absurd, Procrastinate and PgQueuer (an hour, or in parts)"
+	@echo "make bench-growth  the same beside 500,000 finished and 100,000 waiting runs, and an old snapshot"
 	@echo "make audit         known faults in what is locked, and its bills of materials in dist/ (asks the network)"
 	@echo "make lock          renew requirements/*.txt"
 	@echo "make format        format and fix what can be fixed"
@@ -90,6 +91,10 @@ soak: setup
 bench: setup
 	@$(BIN)/python -m benchmarks.run
 
+# QUICK="--strict": fails if a share has fallen by more than the noise.
+bench-quick: setup
+	@$(BIN)/python -m benchmarks.quick $(QUICK)
+
 bench-growth: setup
 	@$(BIN)/python -m benchmarks.growth
 
@@ -100,8 +105,9 @@ bench-growth: setup
 	@$(UV) pip install -q -p .venv-peers/bin/python --require-hashes -r requirements/peers.txt
 	@touch $@
 
+# In parts: PEERS="--only one ten --repetitions 1". What .bench/peers.json has is not measured again.
 bench-peers: setup .venv-peers/requirements.stamp
-	@KEDGE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m benchmarks.peers.compare
+	@KEDGE_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(BIN)/python -m benchmarks.peers.compare $(PEERS)
 
 # Tools of its own: what looks at the locked environment must not stand in it.
 .audit/requirements.stamp: .tools/uv.stamp requirements/audit.txt
@@ -151,5 +157,5 @@ format: setup
 	@$(BIN)/ruff check --fix $(CHECKED)
 
 clean:
-	rm -rf .tools .venv .venv-peers .audit dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .tools .venv .venv-peers .audit .bench dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(CHECKED) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Final, LiteralString
 
@@ -16,7 +16,7 @@ import psycopg
 
 from benchmarks.server import BenchServer
 
-IN_FLIGHT: Final = 50
+IN_FLIGHT: Final = 100
 WARM_UP_S: Final = 0.3
 _LONGEST_START_S: Final = 20
 
@@ -34,7 +34,11 @@ class Workload:
     """Module and arguments behind the URL."""
     ended_at: LiteralString
     """A select of when each run that has ended did."""
+    begun: LiteralString
+    """A select that answers a row once the first run has been claimed, and costs little until then."""
     schema: bool = True
+    processes: int = 1
+    """That drain together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +50,35 @@ class Drained:
     ran_dry: bool
     """Nothing was left before the window closed: seconds are those until the last end, CPU shares are too low."""
     worker_cpu: float
-    """Of one core."""
+    """Of one core, all processes together."""
     postgres_cpu: float | None
     wal_bytes_per_run: float
     transactions_per_run: float
+    """Of the measured database, over the whole drain, as everything below."""
     statements_per_run: float
-    """Sent on the connection that writes, over the whole drain; those inside of functions are not counted."""
+    """Sent on the connection that writes; those inside of functions are not counted."""
+    round_trips_per_run: float
+    dead_rows_per_run: float
+    """Row versions that updates and deletes have left behind."""
+    dead_rows: int
+    """That stood at the end."""
 
     @property
     def runs_per_s(self) -> float:
         return self.runs / self.seconds
+
+    def costs(self) -> dict[str, float | None]:
+        """What one run cost, by name; microseconds from the shares of a core."""
+        us_per_run = 1e6 / self.runs_per_s
+        return {
+            "round_trips_per_run": self.round_trips_per_run,
+            "statements_per_run": self.statements_per_run,
+            "transactions_per_run": self.transactions_per_run,
+            "wal_bytes_per_run": self.wal_bytes_per_run,
+            "dead_rows_per_run": self.dead_rows_per_run,
+            "python_us_per_run": self.worker_cpu * us_per_run,
+            "postgres_us_per_run": None if self.postgres_cpu is None else self.postgres_cpu * us_per_run,
+        }
 
 
 class Drainer:
@@ -78,6 +101,10 @@ class Drainer:
     def cpu_s(self) -> float:
         times = self._seen.cpu_times()
         return float(times.user + times.system)
+
+    def memory_kib(self) -> float:
+        """What only this process has in memory."""
+        return float(self._seen.memory_full_info().uss) / 1024
 
     def has_ended(self) -> bool:
         return self._process.poll() is not None
@@ -107,42 +134,52 @@ def drainer(url: str, module: str, *arguments: str) -> Generator[Drainer]:
 def drain(server: BenchServer, url: str, workload: Workload, *, seconds: float) -> Drained:
     """Drain a prepared database for a while."""
     until_last = "extract(epoch from max(e.at) - %(since)s::timestamptz)::float8"
-    ended = f"select count(*), {until_last} from ({workload.ended_at}) as e(at)"
-    window = f"{ended} where e.at > %(since)s::timestamptz and e.at <= %(until)s::timestamptz"
+    ended = f"""select count(*), {until_last} from ({workload.ended_at}) as e(at)
+                 where e.at > %(since)s::timestamptz and e.at <= %(until)s::timestamptz"""
     module, *arguments = workload.command
     with (
         psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn,
-        drainer(url, module, *arguments) as process,
+        ExitStack() as started,
     ):
-        process.begin()
-        _wait_for_the_first(conn, workload, process)
+        processes = [started.enter_context(drainer(url, module, *arguments)) for _ in range(workload.processes)]
+        begun, dead_before = server.read(url), server.dead_rows(url)
+        for process in processes:
+            process.begin()
+        _wait_for_the_first(conn, workload, processes)
         time.sleep(WARM_UP_S)
-        before, cpu_before = server.read(url), process.cpu_s()
+        before, cpu_before = server.read(url), cpu_s(processes)
         time.sleep(seconds)
-        cpu_after, after = process.cpu_s(), server.read(url)
-        words = process.end()
-        between = {"since": before.server_time, "until": after.server_time}
-        runs, until_last_s = _row(conn, window, between)
-        all_runs, _ = _row(conn, ended, between)
+        cpu_after, after = cpu_s(processes), server.read(url)
+        words = [process.end() for process in processes]
+        runs, until_last_s = _row(conn, ended, {"since": before.server_time, "until": after.server_time})
+        all_runs, _ = _row(conn, ended, {"since": begun.server_time, "until": "infinity"})
+        last, dead_after = server.read(url), server.dead_rows(url)
     took = after.at - before.at
     dry = runs == 0 or took - until_last_s > 0.1
-    postgres_s = None if after.cpu_s is None or before.cpu_s is None else after.cpu_s - before.cpu_s
     return Drained(
         runs=runs,
         seconds=until_last_s if dry and runs else took,
         ran_dry=dry,
         worker_cpu=(cpu_after - cpu_before) / took,
-        postgres_cpu=None if postgres_s is None else postgres_s / took,
+        postgres_cpu=before.cpu_until(after),
         wal_bytes_per_run=(after.wal_bytes - before.wal_bytes) / max(runs, 1),
-        transactions_per_run=(after.transactions - before.transactions) / max(runs, 1),
-        statements_per_run=words["statements"] / max(all_runs, 1),
+        transactions_per_run=(last.transactions - begun.transactions) / max(all_runs, 1),
+        statements_per_run=sum(word["statements"] for word in words) / max(all_runs, 1),
+        round_trips_per_run=sum(word["round_trips"] for word in words) / max(all_runs, 1),
+        dead_rows_per_run=(dead_after.made - dead_before.made) / max(all_runs, 1),
+        dead_rows=dead_after.standing,
     )
 
 
-def _wait_for_the_first(conn: psycopg.Connection, workload: Workload, process: Drainer) -> None:
+def cpu_s(processes: Sequence[Drainer]) -> float:
+    """Seconds that they have used together."""
+    return sum(process.cpu_s() for process in processes)
+
+
+def _wait_for_the_first(conn: psycopg.Connection, workload: Workload, processes: Sequence[Drainer]) -> None:
     deadline = time.monotonic() + _LONGEST_START_S
-    while conn.execute(f"select exists ({workload.ended_at})".encode()).fetchone() != (True,):
-        if process.has_ended() or time.monotonic() > deadline:
+    while conn.execute(f"select exists ({workload.begun})".encode()).fetchone() != (True,):
+        if any(process.has_ended() for process in processes) or time.monotonic() > deadline:
             raise RuntimeError(f"{workload.name}: the drain has not begun")
         time.sleep(0.02)
 

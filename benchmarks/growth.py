@@ -1,194 +1,142 @@
 """
-`make bench-growth`: whether a claim, and with it a drain, costs more when the tables are full of other runs.
+`make bench-growth`: whether a claim, a drain and an idle start cost more when the tables are full of other runs.
 
-The same is measured beside nothing, beside 1,000,000 ended and 100,000 waiting runs, and beside those while somebody
-holds an old snapshot, so that no dead row and no dead entry of an index may go.
+The same is measured beside nothing, beside rising numbers of finished runs, and beside waiting runs; then for minutes
+while somebody holds a snapshot, so that no dead row and no dead entry of an index may go (benchmarks/snapshot.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import statistics
-from collections import defaultdict
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from time import perf_counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
-from uuid import uuid4
 
-import psycopg
-
-from benchmarks.drain import Drained, drain
-from benchmarks.report import Report, spread
+from benchmarks import claims, figures, latency, measures, snapshot
+from benchmarks.drain import drain
+from benchmarks.figures import FOLDER, Figures
+from benchmarks.measures import Beside
+from benchmarks.report import Report
 from benchmarks.server import BenchServer, bench_server
+from benchmarks.surroundings import ALONE, Surroundings, fill, forget_the_ready
 from benchmarks.workflows import one_step
 from benchmarks.workloads import KEDGE_ONE, start_in_bulk
-from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest
-from kedge_worker._leased_store import LeasedStore
-from kedge_worker._runs import Batch
-from kedge_worker._settings import WorkerSettings
 
-CLAIM: Final = 50
-"""Runs in one claim."""
-CLAIMS: Final = 200
-DRAIN_S: Final = 3.0
-RUNS: Final = 70_000
-"""Prepared for one repetition: more than the claims take and the drain can do."""
-LANE: Final = ("default", one_step.qualified_name)
-
-# The journal of a run that has ended: its input and one step; of one that waits: its input.
-_FILL: Final = (
-    """insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
-       select {id}, now(), seq, seq, 0, case seq when 0 then 'i' else 's' end::"char", 'work', '\\x017b7d', ''
-         from generate_series(1, {ended}) as n, generate_series(0, 1) as seq""",
-    """insert into kedge.finished (id, ended_at, epoch, next_seq, rank, attempt, crashes, status, queue, workflow,
-                                   output)
-       select {id}, now(), 1, 2, 0, 0, 0, 'c', 'default', '{workflow}', '\\x017b7d'
-         from generate_series(1, {ended}) as n""",
-    """insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
-       select {id}, now(), 0, 0, 0, 'i', '', '\\x017b7d', ''
-         from generate_series({ended} + 1, {ended} + {waiting}) as n""",
-    """insert into kedge.runs (id, since, due_at, state, queue, workflow)
-       select {id}, now(), now() + interval '1 day' + n * interval '1 s', 'w', 'default', '{workflow}'
-         from generate_series({ended} + 1, {ended} + {waiting}) as n""",
-)
-# In the order of time, and long ago.
-_ID: Final = "('01900000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid"
+COMMAND: Final = "make bench-growth"
+RUNS_PER_S: Final = 20_000
+"""More than a worker can drain here."""
+STEPS: Final = 4
+"""Points of the curve over the finished runs."""
+DRAIN_CURVE: Final = "drain beside finished runs, runs/s"
+LATENCY_CURVE: Final = "start to result beside finished runs, p50 ms"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Claims:
-    """Milliseconds of one round trip that claims 50 runs and reads their inputs."""
+class Growth:
+    """All surroundings on one server; ratios are to those that are empty, repetition by repetition."""
 
-    p50_ms: float
-    p95_ms: float
+    def __init__(self, server: BenchServer, found: Figures, *, drain_s: float, samples: int) -> None:
+        self._server = server
+        self._found = found
+        self._drain_s = drain_s
+        self._samples = samples
+        self._urls: dict[Surroundings, str] = {}
 
+    def prepare(self, what: Surroundings) -> None:
+        """Fill a database of its own; the empty one is made anew each time."""
+        self._urls[what] = self._server.fresh_database(what.database)
+        fill(self._urls[what], what)
 
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What else is in the tables."""
+    def measure(self, what: Surroundings, names: Beside, alone: Beside) -> None:
+        """Claim for a while and give everything back, let a worker drain it, then start one run at a time."""
+        if what == ALONE:
+            self.prepare(what)
+        url = self._urls[what]
+        forget_the_ready(url)
+        start_in_bulk(url, one_step, int(RUNS_PER_S * (self._drain_s + 0.7)))
+        self._server.settle(url)
+        claim = claims.measure(url)["p50"]
+        drained = drain(self._server, url, KEDGE_ONE, seconds=self._drain_s)
+        forget_the_ready(url)
+        self._server.settle(url)
+        one = latency.idle(url, samples=self._samples)
+        found = self._found
+        found.add(names.claim, claim)
+        found.add(names.drain, drained.runs_per_s)
+        found.add_all(names.latency, one)
+        found.add(names.wal, drained.wal_bytes_per_run)
+        found.add(names.died, drained.dead_rows_per_run)
+        found.add(names.dead, drained.dead_rows)
+        if what != ALONE:
+            for measure, of, base in (
+                (names.claim_ratio, names.claim, alone.claim),
+                (names.drain_ratio, names.drain, alone.drain),
+                (names.latency_ratio, names.latency["p50"], alone.latency["p50"]),
+            ):
+                self._ratio(measure, of, base)
 
-    name: str
-    database: str
-    snapshot: bool
+    def clear(self) -> None:
+        """Leave no database behind."""
+        for what in self._urls:
+            self._server.drop_database(what.database)
 
-
-ALONE: Final = Surroundings(name="nothing else", database="alone", snapshot=False)
-BESIDE: Final = Surroundings(name="beside the others", database="grown", snapshot=False)
-HELD: Final = Surroundings(name="beside the others, snapshot held", database="grown", snapshot=True)
-ALL: Final = (ALONE, BESIDE, HELD)
-
-
-def fill(url: str, *, ended: int, waiting: int) -> None:
-    """Insert the others."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        for statement in _FILL:
-            text = statement.format(id=_ID, ended=ended, waiting=waiting, workflow=one_step.qualified_name)
-            conn.execute(text.encode())
-
-
-def measure(server: BenchServer, url: str, surroundings: Surroundings) -> tuple[Claims, Drained]:
-    """Claim for a while, give everything back, and let a worker drain it."""
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("delete from kedge.runs where state <> 'w'")  # the rest of the repetition before
-    server.settle(url)
-    with _old_snapshot(url, held=surroundings.snapshot):
-        start_in_bulk(url, one_step, RUNS)
-        server.settle(url)
-        claims = asyncio.run(_claim_and_give_back(url))
-        return claims, drain(server, url, KEDGE_ONE, seconds=DRAIN_S)
-
-
-@contextmanager
-def _old_snapshot(url: str, *, held: bool) -> Generator[None]:
-    with psycopg.connect(url, autocommit=True) as conn:
-        if held:
-            conn.execute("begin isolation level repeatable read")
-            conn.execute("select count(*) from kedge.workers")
-        yield
-
-
-async def _claim_and_give_back(url: str) -> Claims:
-    worker_id = uuid4()
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute(
-            """insert into kedge.workers (id, lease_until, lease, started_at, protocol, name, queues, workflows)
-               values (%s, clock_timestamp() + interval '1 hour', interval '15 s', now(), 1, 'bench', %s, %s)""",
-            (worker_id, [LANE[0]], [LANE[1]]),
-        )
-    settings = WorkerSettings(database_url=url)
-    store = LeasedStore(settings.journal_conninfo(), worker_id=worker_id, schema="kedge", timeout_s=10)
-    await store.connect()
-    took: list[float] = []
-    floor = LOWEST
-    for _ in range(CLAIMS):
-        begun = perf_counter()
-        answer = (await store.flush(Batch(), ClaimRequest(CLAIM, {LANE: floor}, {}))).claim
-        took.append((perf_counter() - begun) * 1000)
-        floor = _floor(answer)
-    owned = await store.owned()
-    assert len(owned) == CLAIM * CLAIMS, f"{len(owned)} runs were claimed"
-    ids = list(owned.items())
-    for first in range(0, len(ids), 500):
-        await store.give_back(dict(ids[first : first + 500]))
-    store.abort()
-    with psycopg.connect(url, autocommit=True) as conn:
-        conn.execute("delete from kedge.workers where id = %s", (worker_id,))
-    return Claims(p50_ms=statistics.median(took), p95_ms=statistics.quantiles(took, n=20)[-1])
-
-
-def _floor(answer: ClaimAnswer | None) -> tuple[int, int]:
-    assert answer is not None
-    return answer.highest.get(LANE, LOWEST)
-
-
-def show(claims: dict[str, list[Claims]], drained: dict[str, list[Drained]], report: Report) -> None:
-    """Print the table; ratios are to the first line, repetition by repetition."""
-    alone = ALONE.name
-    for where in (surroundings.name for surroundings in ALL):
-        cost = [one.p50_ms / other.p50_ms for one, other in zip(claims[where], claims[alone], strict=True)]
-        rate = [one.runs_per_s / other.runs_per_s for one, other in zip(drained[where], drained[alone], strict=True)]
-        dry = " (ran dry)" if any(one.ran_dry for one in drained[where]) else ""
-        report.row(
-            where,
-            spread([one.p50_ms for one in claims[where]], 2),
-            spread([one.p95_ms for one in claims[where]], 2),
-            spread(cost, 2),
-            spread([one.runs_per_s for one in drained[where]]) + dry,
-            spread(rate, 2),
-        )
-    report.table("what else is there", f"claim of {CLAIM}, p50 ms", "p95 ms", "ratio", "drain, runs/s", "ratio")
+    def _ratio(self, measure: measures.Measure, of: measures.Measure, base: measures.Measure) -> None:
+        one, other = self._found.last(of), self._found.last(base)
+        assert one is not None
+        assert other is not None
+        self._found.add(measure, one / other)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
-    parser.add_argument("--ended", type=int, default=1_000_000, help="ended runs, with two journal rows each")
-    parser.add_argument("--waiting", type=int, default=100_000, help="waiting runs")
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="one line of JSON a measurement instead of the table")
+    parser.add_argument("--quick", action="store_true", help="once, short, few others, a snapshot held for 20 seconds")
+    parser.add_argument("--finished", type=int, help="finished runs, with two journal rows each (500,000)")
+    parser.add_argument("--waiting", type=int, help="waiting runs (100,000)")
+    parser.add_argument("--repetitions", type=int, help="3")
+    parser.add_argument("--minutes", type=float, help="for which a snapshot is held (5); 0 leaves that out")
+    parser.add_argument("--json", type=Path, default=FOLDER / "growth.json", help="for machines (%(default)s)")
     options = parser.parse_args(arguments)
-    report = Report(as_json=options.json)
-    claims: dict[str, list[Claims]] = defaultdict(list)
-    drained: dict[str, list[Drained]] = defaultdict(list)
+    quick: bool = options.quick
+    finished = options.finished or (40_000 if quick else 500_000)
+    waiting = options.waiting or (10_000 if quick else 100_000)
+    repetitions = options.repetitions or (1 if quick else 3)
+    minutes = options.minutes if options.minutes is not None else 1 / 3 if quick else 5.0
+    steps = (STEPS,) if quick else (1, 2, STEPS)
+    everything = [
+        ALONE,
+        *(Surroundings(finished=finished * step // STEPS) for step in steps),
+        Surroundings(waiting=waiting),
+    ]
+    names = {
+        what: measures.beside(what.name, has_goals=what.finished == finished or what.waiting > 0) for what in everything
+    }
+    report, found = Report(), Figures()
     with bench_server() as server:
-        report.note(server.describe())
-        report.note(f"inserting {options.ended:,} ended and {options.waiting:,} waiting runs")
-        urls = {database: server.fresh_database(database) for database in ("alone", "grown")}
-        fill(urls["grown"], ended=options.ended, waiting=options.waiting)
-        for repetition in range(1, options.repetitions + 1):
-            report.note(f"repetition {repetition} of {options.repetitions}")
-            for surroundings in ALL:
-                found = measure(server, urls[surroundings.database], surroundings)
-                claims[surroundings.name].append(found[0])
-                drained[surroundings.name].append(found[1])
-                report.measured(f"claim, {surroundings.name}", repetition, asdict(found[0]))
-                values = {**asdict(found[1]), "runs_per_s": found[1].runs_per_s}
-                report.measured(f"drain, {surroundings.name}", repetition, values)
-        for database in urls:
-            server.drop_database(database)
-    show(claims, drained, report)
+        machine = server.describe()
+        report.note(str(machine))
+        growth = Growth(server, found, drain_s=1 if quick else 3, samples=30 if quick else 100)
+        for what in everything[1:]:
+            report.note(f"preparing: {what.name}")
+            growth.prepare(what)
+        for repetition in range(1, repetitions + 1):
+            for what in everything:
+                report.note(f"repetition {repetition} of {repetitions}: {what.name}")
+                growth.measure(what, names[what], names[ALONE])
+        growth.clear()
+        if minutes:
+            snapshot.measure(server, found, report, minutes=minutes, runs=10_000 if quick else snapshot.RUNS)
+    add_curves(found, {what: names[what] for what in everything if not what.waiting})
+    figures.show(found, report)
+    figures.write(options.json, COMMAND, machine, found)
+    report.note(f"written to {options.json}")
+
+
+def add_curves(found: Figures, names: dict[Surroundings, Beside]) -> None:
+    """Points of the medians over the number of finished runs."""
+    medians = {one["name"]: float(one["median"]) for one in found.as_json()}
+    found.series[DRAIN_CURVE] = [(what.finished, medians[beside.drain.name]) for what, beside in names.items()]
+    found.series[LATENCY_CURVE] = [
+        (what.finished, medians[beside.latency["p50"].name]) for what, beside in names.items()
+    ]
 
 
 if __name__ == "__main__":

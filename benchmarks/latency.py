@@ -1,90 +1,89 @@
-"""From start to result while nothing else goes on, and what a worker does while nothing at all goes on."""
+"""From start to result and from event to result, with one worker process and this process as the client."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from benchmarks.drain import IN_FLIGHT, Drainer, drainer
-from benchmarks.server import BenchServer
-from benchmarks.workflows import Task, one_step
-from kedge_client import AsyncClient
+import psycopg
+
+from benchmarks.drain import IN_FLIGHT, drainer
+from benchmarks.peers import adapter
+from benchmarks.peers.with_kedge import WithKedge
 
 # So that the worker has gone to sleep again before the next run comes.
-PAUSE_S: Final = (0.015, 0.045)
-# A backend that has gone to sleep reports its last transactions up to ten seconds later.
-_SETTLING_S: Final = 11.0
-_WARM_UP: Final = 20
+PAUSE_S: Final = 0.03
+# Shorter than a worker keeps a waiting run in memory, and far longer.
+IN_MEMORY_S: Final = 0.02
+PARKED_S: Final = 1.0
+_PATIENCE_S: Final = 30.0
+
+Percentiles = dict[str, float]
+Work = Callable[[WithKedge], Awaitable[Percentiles]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Latency:
-    """Milliseconds from the call of `start` to the return of `result`."""
-
-    samples: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
+def idle(url: str, *, samples: int) -> Percentiles:
+    """One run of one step at a time, with pauses in which the worker goes to sleep."""
+    return _measured(url, "one", lambda client: adapter.latency(client, "one", samples, PAUSE_S))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Idle:
-    """What a worker with nothing to do costs."""
-
-    seconds: float
-    transactions_per_s: float
-    worker_cpu: float
-    postgres_cpu: float | None
+def one_after_the_other(url: str, *, samples: int) -> Percentiles:
+    """The same without pauses."""
+    return _measured(url, "one", lambda client: adapter.latency(client, "one", samples, 0))
 
 
-def measure(server: BenchServer, url: str, *, samples: int, idle_s: float) -> tuple[Latency, Latency, Idle | None]:
-    """
-    Measure with one worker process and this process as the client, one run at a time.
+def at_rate(url: str, *, rate: float, seconds: float) -> Percentiles:
+    """Runs of one step, started at a rate whatever is still under way."""
+    return _measured(url, "one", lambda client: adapter.paced(client, rate, seconds))
 
-    Returns:
-        With pauses, in which the worker goes to sleep; without; and the idle worker, if that has any time.
-    """
-    with drainer(url, "worker_process", str(IN_FLIGHT)) as process:
+
+def event_in_memory(url: str, *, samples: int) -> Percentiles:
+    """From the send of an event to the result of a run that has begun to wait for it a moment ago."""
+    return _measured(url, "event", lambda client: adapter.event(client, samples, IN_MEMORY_S))
+
+
+def event_parked(url: str, *, samples: int) -> Percentiles:
+    """The same with runs that have long left the worker's memory: their handlers are replayed."""
+
+    async def look_and_measure(client: WithKedge) -> Percentiles:
+        found = await adapter.parked(client, samples, PARKED_S, PAUSE_S)
+        with psycopg.connect(url) as conn:
+            replayed = conn.execute("select count(*) from kedge.finished where epoch > 1").fetchone()
+        # Each claim of a run is an epoch: what was evicted has been claimed twice.
+        assert replayed is not None
+        assert replayed[0] >= samples, f"only {replayed[0]} of {samples} runs had left the worker's memory"
+        return found
+
+    return _measured(url, "event", look_and_measure)
+
+
+def fan(url: str, *, samples: int) -> Percentiles:
+    """From the start to the result of one run with a hundred steps at once."""
+    return _measured(url, "fan", lambda client: adapter.latency(client, "fan", samples, PAUSE_S))
+
+
+def _measured(url: str, workflow: str, work: Work) -> Percentiles:
+    async def measure() -> Percentiles:
+        client = WithKedge()
+        await client.open(url)
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+
+    with drainer(url, "worker_process", str(IN_FLIGHT), workflow) as process:
         process.begin()
-        paused = asyncio.run(_latency(url, samples, PAUSE_S))
-        at_once = asyncio.run(_latency(url, samples, None))
-        idle = _idle(server, url, process, idle_s) if idle_s else None
+        _wait_for_a_worker(url)
+        found = asyncio.run(measure())
         process.end()
-    return paused, at_once, idle
+    return found
 
 
-async def _latency(url: str, samples: int, pause_s: tuple[float, float] | None) -> Latency:
-    took: list[float] = []
-    async with AsyncClient.connect(url) as client:
-        for number in range(_WARM_UP + samples):
-            if pause_s is not None:
-                await asyncio.sleep(random.uniform(*pause_s))
-            begun = time.perf_counter()
-            run = await client.start(one_step(Task(number)))
-            await run.result(timeout="20s")
-            took.append(time.perf_counter() - begun)
-    took = sorted(took[_WARM_UP:])
-    return Latency(samples=samples, p50_ms=_at(took, 50), p95_ms=_at(took, 95), p99_ms=_at(took, 99))
-
-
-def _idle(server: BenchServer, url: str, process: Drainer, seconds: float) -> Idle:
-    time.sleep(_SETTLING_S)
-    before, cpu_before = server.read(url), process.cpu_s()
-    time.sleep(seconds)
-    after, cpu_after = server.read(url), process.cpu_s()
-    took = after.at - before.at
-    postgres_s = None if after.cpu_s is None or before.cpu_s is None else after.cpu_s - before.cpu_s
-    return Idle(
-        seconds=took,
-        transactions_per_s=(after.transactions - before.transactions) / took,
-        worker_cpu=(cpu_after - cpu_before) / took,
-        postgres_cpu=None if postgres_s is None else postgres_s / took,
-    )
-
-
-def _at(ordered: Sequence[float], percentile: int) -> float:
-    return ordered[min(len(ordered) - 1, len(ordered) * percentile // 100)] * 1000
+def _wait_for_a_worker(url: str) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    with psycopg.connect(url, autocommit=True) as conn:
+        while conn.execute("select exists (select from kedge.idle)").fetchone() != (True,):
+            assert time.monotonic() < deadline, "no worker has gone to sleep"
+            time.sleep(0.05)

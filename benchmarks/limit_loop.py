@@ -23,11 +23,11 @@ from psycopg import pq
 from benchmarks.drained_process import say_last_words, say_ready_and_wait, stop_at_sigterm
 
 _TABLES: Final = """
-    create table run (
+    create table if not exists run (
         id uuid primary key, status smallint not null default 0, name text not null, input bytea, output bytea,
         worker int, created timestamptz default now(), updated timestamptz);
-    create index run_ready on run (id) where status = 0;
-    create table step (run_id uuid, seq int, name text, output bytea, primary key (run_id, seq));
+    create index if not exists run_ready on run (id) where status = 0;
+    create table if not exists step (run_id uuid, seq int, name text, output bytea, primary key (run_id, seq));
 """
 # Ids in the order of time, as those of runs are.
 _RUNS: Final = """
@@ -55,9 +55,15 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 def prepare(url: str, runs: int) -> None:
     """Make the two tables, with so many runs to execute."""
+    make_tables(url)
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(_RUNS, (runs,))
+
+
+def make_tables(url: str) -> None:
+    """Make the two tables, unless they are there."""
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute(_TABLES)
-        conn.execute(_RUNS, (runs,))
 
 
 class Writer:
@@ -202,7 +208,7 @@ def main() -> None:
     url, steps, in_flight = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     say_ready_and_wait()
     writer = asyncio.run(drain(url, steps=steps, in_flight=in_flight))
-    say_last_words({"commits": writer.commits, "rows": writer.rows, "statements": writer.commits})
+    say_last_words({"rows": writer.rows, "statements": writer.commits, "round_trips": writer.commits})
 
 
 if __name__ == "__main__":

@@ -1,144 +1,231 @@
 """
 `make bench`: runs/s, steps/s, starts/s, latencies, and what they cost.
 
-One worker process, the client's process and Postgres share the machine. Only the drain is timed, not the starts before
-it. What is compared is measured in turn, each repetition anew, in fresh databases; medians are shown with their range.
+Worker processes, the client's process and Postgres share the machine. What is compared is measured in turn, each
+repetition anew, in fresh databases; medians are shown with their range, beside the goals.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from benchmarks import latency, starts
-from benchmarks.drain import IN_FLIGHT, Drained, Workload, drain
-from benchmarks.report import Report, share, spread
+from benchmarks import figures, footprint, idle, latency, measures, memory, starts
+from benchmarks.drain import Drained, Workload
+from benchmarks.figures import FOLDER, Figures
+from benchmarks.measures import Measure
+from benchmarks.report import Report
 from benchmarks.server import BenchServer, bench_server
 from benchmarks.workflows import one_step
-from benchmarks.workloads import KEDGE_ONE, KEDGE_TEN, LIMIT_ONE, LIMIT_TEN, start_in_bulk
+from benchmarks.workloads import KEDGE_FOUR, KEDGE_ONE, KEDGE_TEN, LIMIT_ONE, LIMIT_TEN, drain_fresh, start_in_bulk
 
-# More than this machine's like can drain in a second; a drain that runs dry is told from one that does not.
-RUNS_PER_S: Final = {LIMIT_ONE: 40_000, KEDGE_ONE: 20_000, LIMIT_TEN: 12_000, KEDGE_TEN: 6_000}
-SPARE_S: Final = 0.7
-PAIRS: Final = ((KEDGE_ONE, LIMIT_ONE), (KEDGE_TEN, LIMIT_TEN))
+COMMAND: Final = "make bench"
+_KIB_PER_MIB: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
+    """How long and how often."""
+
     repetitions: int
     drain_s: float
     start_s: float
     bulk: int
     samples: int
+    few_samples: int
+    half_s: float
     idle_s: float
 
 
-QUICK: Final = Plan(repetitions=1, drain_s=2, start_s=1, bulk=20_000, samples=200, idle_s=0)
-FULL: Final = Plan(repetitions=3, drain_s=3, start_s=2, bulk=30_000, samples=200, idle_s=12)
+QUICK: Final = Plan(repetitions=1, drain_s=1, start_s=1, bulk=10_000, samples=50, few_samples=20, half_s=2, idle_s=5)
+FULL: Final = Plan(repetitions=3, drain_s=3, start_s=4, bulk=60_000, samples=200, few_samples=50, half_s=5, idle_s=20)
 
 
-class Results:
-    """All repetitions of everything."""
+class Bench:
+    """One server, and what has been found on it."""
 
-    def __init__(self) -> None:
-        self.drained: dict[Workload, list[Drained]] = defaultdict(list)
-        self.starts: dict[str, list[float]] = defaultdict(list)
-        self.paused: list[latency.Latency] = []
-        self.at_once: list[latency.Latency] = []
-        self.idle: list[latency.Idle] = []
+    def __init__(self, server: BenchServer, plan: Plan, report: Report) -> None:
+        self.found: Final = Figures()
+        self._server = server
+        self._plan = plan
+        self._report = report
 
+    def one(self) -> None:
+        """One step, kedge and the bare loop."""
+        self._compare(
+            LIMIT_ONE, KEDGE_ONE, measures.ONE_STEP_LOOP, measures.ONE_STEP, measures.ONE_STEP_RATIO,
+            measures.ONE_STEP_COSTS,
+        )  # fmt: skip
 
-def measure(server: BenchServer, plan: Plan, report: Report) -> Results:
-    """Measure everything, in turn."""
-    results = Results()
-    for repetition in range(1, plan.repetitions + 1):
-        report.note(f"repetition {repetition} of {plan.repetitions}")
-        for workload in (LIMIT_ONE, KEDGE_ONE, LIMIT_TEN, KEDGE_TEN):
-            url = server.fresh_database("drain", schema=workload.schema)
-            workload.prepare(url, int(RUNS_PER_S[workload] * (plan.drain_s + SPARE_S)))
-            server.settle(url)
-            found = drain(server, url, workload, seconds=plan.drain_s)
-            results.drained[workload].append(found)
-            report.measured(workload.name, repetition, {**dataclasses.asdict(found), "runs_per_s": found.runs_per_s})
-        server.drop_database("drain")
+    def ten(self) -> None:
+        """Ten steps, kedge and the bare loop."""
+        self._compare(
+            LIMIT_TEN, KEDGE_TEN, measures.TEN_STEPS_LOOP, measures.TEN_STEPS, measures.TEN_STEPS_RATIO,
+            measures.TEN_STEPS_COSTS,
+        )  # fmt: skip
 
-        url = server.fresh_database("starts")
-        server.settle(url)
-        for name, rate in (
-            ("starts/s, 1 starter", starts.by_one(url, seconds=plan.start_s)),
-            (f"starts/s, {starts.STARTERS} async starters", starts.by_many(url, seconds=plan.start_s)),
-            ("starts/s, start_many", start_in_bulk(url, one_step, plan.bulk)),
+    def processes(self) -> None:
+        """Four processes beside one."""
+        alone = self._one_step_rate()
+        four = self._drain(KEDGE_FOUR).runs_per_s
+        self.found.add(measures.FOUR_WORKERS, four)
+        self.found.add(measures.FOUR_WORKERS_RATIO, four / alone)
+
+    def starts(self) -> None:
+        """One after the other beside inserts, many at once, and in bulk."""
+        url = self._fresh()
+        for measure, loop, ratio, found in (
+            (measures.ONE_START, measures.ONE_START_LOOP, measures.ONE_START_RATIO, starts.by_one),
+            (measures.ONE_AWAITED, measures.ONE_AWAITED_LOOP, measures.ONE_AWAITED_RATIO, starts.by_one_awaited),
         ):
-            results.starts[name].append(rate)
-            report.measured(name, repetition, {"starts_per_s": rate})
-        server.drop_database("starts")
+            both = found(url, seconds=self._plan.start_s)
+            self.found.add(loop, both.inserts)
+            self.found.add(measure, both.starts)
+            self.found.add(ratio, both.starts / both.inserts)
+        self.found.add(measures.MANY_STARTS, starts.by_many(url, seconds=self._plan.start_s / 2))
+        self.found.add(measures.BULK_STARTS, start_in_bulk(url, one_step, self._plan.bulk))
 
-        url = server.fresh_database("latency")
-        server.settle(url)
-        idle_s = plan.idle_s if repetition == plan.repetitions else 0
-        paused, at_once, idle = latency.measure(server, url, samples=plan.samples, idle_s=idle_s)
-        results.paused.append(paused)
-        results.at_once.append(at_once)
-        report.measured("start to result, idle system", repetition, dataclasses.asdict(paused))
-        report.measured("start to result, one after the other", repetition, dataclasses.asdict(at_once))
-        if idle is not None:
-            results.idle.append(idle)
-            report.measured("idle worker", repetition, dataclasses.asdict(idle))
-        server.drop_database("latency")
-    return results
+    def latency(self) -> None:
+        """Start to result on an idle system."""
+        url, samples = self._fresh(), self._plan.samples
+        self.found.add_all(measures.START_TO_RESULT, latency.idle(url, samples=samples))
+        self.found.add_all(measures.ONE_AFTER_THE_OTHER, latency.one_after_the_other(url, samples=samples))
+
+    def half(self) -> None:
+        """Start to result while half of what one worker can drain is started."""
+        rate = self._one_step_rate() / 2
+        found = latency.at_rate(self._fresh(), rate=rate, seconds=self._plan.half_s)
+        self.found.add(measures.HALF_LOAD_RATE, rate)
+        self.found.add(measures.HALF_LOAD_REACHED, found["rate"] / rate)
+        self.found.add_all(measures.HALF_LOAD, found)
+
+    def event(self) -> None:
+        """Event to result on an idle system."""
+        samples = self._plan.few_samples
+        self.found.add_all(measures.EVENT_IN_MEMORY, latency.event_in_memory(self._fresh(), samples=samples))
+        self.found.add_all(measures.EVENT_PARKED, latency.event_parked(self._fresh(), samples=samples))
+
+    def fan(self) -> None:
+        """A hundred steps at once."""
+        self.found.add_all(measures.FAN, latency.fan(self._fresh(), samples=self._plan.few_samples))
+
+    def idle(self) -> None:
+        """A worker with nothing to do."""
+        found = idle.measure(self._server, self._fresh(), seconds=self._plan.idle_s)
+        self.found.add_all(
+            {
+                "transactions": measures.IDLE_TRANSACTIONS,
+                "python": measures.IDLE_PYTHON,
+                "postgres": measures.IDLE_POSTGRES,
+            },
+            found,
+        )
+
+    def memory(self) -> None:
+        """A worker with much to do."""
+        self.found.add(measures.RUN_MEMORY, memory.a_run_in_flight(self._server))
+        few, many = (memory.with_many_ready(self._server, runs) for runs in memory.READY)
+        self.found.add(measures.READY_MEMORY, many / _KIB_PER_MIB)
+        self.found.add(measures.READY_RATIO, many / few)
+        few, many = (memory.with_large_ready(self._server, runs) for runs in memory.LARGE_READY)
+        self.found.add(measures.LARGE_MEMORY, many / _KIB_PER_MIB)
+        self.found.add(measures.LARGE_RATIO, many / few)
+
+    def footprint(self) -> None:
+        """The client, in a fresh environment."""
+        self.found.add_all(
+            {
+                "import": measures.IMPORT,
+                "distributions": measures.DISTRIBUTIONS,
+                "installed": measures.INSTALLED,
+            },
+            footprint.measure(),
+        )
+
+    def clear(self) -> None:
+        """Leave no database behind."""
+        self._server.drop_database("bench")
+
+    def _compare(
+        self,
+        limit: Workload,
+        workload: Workload,
+        loop: Measure,
+        measure: Measure,
+        ratio: Measure,
+        costs: dict[str, Measure],
+    ) -> None:
+        bare, found = self._drain(limit), self._drain(workload)
+        self.found.add(measure, found.runs_per_s * workload.steps)
+        self.found.add(loop, bare.runs_per_s * limit.steps)
+        self.found.add(ratio, found.runs_per_s / bare.runs_per_s)
+        self.found.add_all(costs, found.costs())
+
+    def _drain(self, workload: Workload) -> Drained:
+        found = drain_fresh(self._server, workload, seconds=self._plan.drain_s)
+        if found.ran_dry:
+            self._report.note(f"{workload.name}: nothing was left before the window closed; the rate is until then")
+        return found
+
+    def _one_step_rate(self) -> float:
+        rate = self.found.last(measures.ONE_STEP)
+        if rate is None:
+            self.one()
+            rate = self.found.last(measures.ONE_STEP)
+        assert rate is not None
+        return rate
+
+    def _fresh(self) -> str:
+        url = self._server.fresh_database("bench")
+        self._server.settle(url)
+        return url
 
 
-def show(results: Results, report: Report) -> None:
-    """Print the table."""
-    for workload, limit in PAIRS:
-        _show_drain(report, f"{workload.name}, {IN_FLIGHT} in flight", workload, results, limit)
-        _show_drain(report, "  the bare loop", limit, results, None)
-    for name, rates in results.starts.items():
-        report.row(name, spread(rates), *[""] * 5)
-    for name, found in (("idle system", results.paused), ("one after the other", results.at_once)):
-        for percentile in ("p50", "p95", "p99"):
-            values = [getattr(one, f"{percentile}_ms") for one in found]
-            report.row(f"start to result, {name}, {percentile} ms", spread(values, 1), *[""] * 5)
-    for idle in results.idle:
-        cpu = (share([idle.worker_cpu]), share([idle.postgres_cpu]))
-        report.row("idle worker, transactions/s", f"{idle.transactions_per_s:.1f}", "", *cpu, "", "")
-    report.table("what", "median (range)", "ratio to the loop", "python", "postgres", "WAL bytes/run", "statements/run")
-
-
-def _show_drain(report: Report, name: str, workload: Workload, results: Results, limit: Workload | None) -> None:
-    found = results.drained[workload]
-    unit = "runs/s" if workload.steps == 1 else "steps/s"
-    dry = " (ran dry)" if any(one.ran_dry for one in found) else ""
-    ratio = ""
-    if limit is not None:
-        pairs = zip(found, results.drained[limit], strict=True)
-        ratio = spread([one.runs_per_s / bare.runs_per_s for one, bare in pairs], 2)
-    report.row(
-        f"{name}, {unit}",
-        spread([one.runs_per_s * workload.steps for one in found]) + dry,
-        ratio,
-        share(one.worker_cpu for one in found),
-        share(one.postgres_cpu for one in found),
-        f"{statistics.median(one.wal_bytes_per_run for one in found):,.0f}",
-        f"{statistics.median(one.statements_per_run for one in found):.2f}",
-    )
+WORKLOADS: Final[dict[str, Callable[[Bench], None]]] = {
+    "one": Bench.one,
+    "ten": Bench.ten,
+    "processes": Bench.processes,
+    "starts": Bench.starts,
+    "latency": Bench.latency,
+    "half": Bench.half,
+    "event": Bench.event,
+    "fan": Bench.fan,
+    "idle": Bench.idle,
+    "memory": Bench.memory,
+    "footprint": Bench.footprint,
+}
+# What a repetition would repeat to the letter.
+ONCE: Final = frozenset({"idle", "memory", "footprint"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="once instead of three times, without the idle worker")
-    parser.add_argument("--json", action="store_true", help="one line of JSON a measurement instead of the table")
+    parser.add_argument("--quick", action="store_true", help="once and short: shows that it works, and little else")
+    parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), metavar="WORKLOAD")
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--json", type=Path, default=FOLDER / "bench.json", help="the file for machines (%(default)s)")
     options = parser.parse_args(arguments)
-    report = Report(as_json=options.json)
+    plan = QUICK if options.quick else FULL
+    repetitions = options.repetitions or plan.repetitions
+    report = Report()
     with bench_server() as server:
-        report.note(server.describe())
-        results = measure(server, QUICK if options.quick else FULL, report)
-    show(results, report)
+        machine = server.describe()
+        report.note(str(machine))
+        bench = Bench(server, plan, report)
+        for repetition in range(1, repetitions + 1):
+            for name in options.only:
+                if name not in ONCE or repetition == repetitions:
+                    report.note(f"repetition {repetition} of {repetitions}: {name}")
+                    WORKLOADS[name](bench)
+        bench.clear()
+    figures.show(bench.found, report)
+    figures.write(options.json, COMMAND, machine, bench.found)
+    report.note(
+        f"written to {options.json}; python -m benchmarks.publish takes it into docs/explanation/performance.md"
+    )
 
 
 if __name__ == "__main__":

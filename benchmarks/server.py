@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
+from benchmarks.machine import Machine, this_machine
 from kedge_worker._migrator import migrate
 from kedge_worker.testing import PostgresServer, postgres_server
 
@@ -42,6 +43,22 @@ class Reading:
     """Of the measured database. Backends report theirs once a second at most."""
     cpu_s: float | None
     """Of all its processes; None where they are not on this machine."""
+
+    def cpu_until(self, later: Reading) -> float | None:
+        """Share of one core between two readings."""
+        if self.cpu_s is None or later.cpu_s is None:
+            return None
+        return (later.cpu_s - self.cpu_s) / (later.at - self.at)
+
+
+@dataclass(frozen=True)
+class DeadRows:
+    """Row versions of one database's tables."""
+
+    made: int
+    """That updates and deletes have left behind so far, vacuumed or not."""
+    standing: int
+    """That wait for vacuum, by the server's own estimate."""
 
 
 class BenchServer:
@@ -82,12 +99,20 @@ class BenchServer:
         assert row is not None
         return Reading(perf_counter(), row[0], int(row[1]), int(row[2]), self._cpu_s())
 
-    def describe(self) -> str:
-        """Version, the settings that matter, and what a commit costs here."""
-        row = self._conn.execute("select current_setting('server_version')").fetchone()
+    def dead_rows(self, url: str) -> DeadRows:
+        """What kedge's tables, or those of the bare loop, say of their dead rows. Backends report with their end."""
+        with psycopg.connect(url, autocommit=True) as conn:
+            row = conn.execute(
+                "select coalesce(sum(n_tup_upd + n_tup_del), 0), coalesce(sum(n_dead_tup), 0) from pg_stat_user_tables"
+            ).fetchone()
         assert row is not None
+        return DeadRows(int(row[0]), int(row[1]))
+
+    def describe(self) -> Machine:
+        """The machine, the settings that matter, and what a commit costs here."""
         shown = ", ".join(f"{name}={self._setting(name)}" for name in ("fsync", "synchronous_commit", "shared_buffers"))
-        return f"PostgreSQL {row[0].split()[0]} ({shown}); one small commit: {self._commit_ms():.2f} ms"
+        version = self._setting("server_version").split()[0]
+        return this_machine(postgres=version, settings=shown, commit_ms=self._commit_ms())
 
     def _setting(self, name: str) -> str:
         row = self._conn.execute("select current_setting(%s)", (name,)).fetchone()

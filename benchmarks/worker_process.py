@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
 from psycopg.pq.abc import PGresult
 
 from benchmarks.drained_process import say_last_words, say_ready_and_wait
-from benchmarks.workflows import handle_one_step, handle_ten_steps
+from benchmarks.peers.with_kedge import handle_event, handle_fan, handle_one, handle_ten
+from benchmarks.workflows import handle_holding, handle_large, handle_one_step, handle_ten_steps
 from kedge_worker import Worker
 from kedge_worker._pipeline import Call, Pipeline
+
+HANDLERS: Final = {
+    handler.ref.name: handler
+    for handler in (
+        handle_one_step,
+        handle_ten_steps,
+        handle_holding,
+        handle_large,
+        handle_one,
+        handle_ten,
+        handle_event,
+        handle_fan,
+    )
+}
+# Each registered workflow is a lane that a claim looks into: no more of them than are measured.
+STEPS_ONLY: Final = ("one-step", "ten-steps")
 
 _roundtrip: Final = Pipeline.roundtrip
 _counted: Final = {"statements": 0, "round_trips": 0}
@@ -26,15 +45,24 @@ async def _counting(self: Pipeline, calls: Sequence[Call], *, timeout_s: float) 
     return await _roundtrip(self, calls, timeout_s=timeout_s)
 
 
+def peak_kib() -> int:
+    """The most memory that this process has had; getrusage would remember its parent's as well."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return next(int(line.split()[1]) for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
+
+
 def main() -> None:
-    url, in_flight = sys.argv[1], int(sys.argv[2])
+    url, in_flight, *names = sys.argv[1:]
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    worker = Worker(url, workflows=[handle_one_step, handle_ten_steps], concurrency=in_flight, grace="1s")
+    workflows = [HANDLERS[name] for name in names or STEPS_ONLY]
+    worker = Worker(url, workflows=workflows, concurrency=int(in_flight), grace="1s")
     say_ready_and_wait()
     # The one place that all leased statements pass; a microsecond a flush.
     with patch.object(Pipeline, "roundtrip", _counting):
         asyncio.run(worker.run())
-    say_last_words(_counted)
+    say_last_words({**_counted, "peak_kib": peak_kib()})
 
 
 if __name__ == "__main__":

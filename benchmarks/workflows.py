@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 from msgspec import Struct
@@ -22,6 +23,8 @@ class Done(Struct, frozen=True):
 
 one_step = WorkflowRef("one-step", Task, Done)
 ten_steps = WorkflowRef("ten-steps", Task, Done)
+holding = WorkflowRef("holding", Task, Done)
+large = WorkflowRef("large", str, str)
 
 
 @workflow(one_step)
@@ -37,6 +40,26 @@ async def handle_ten_steps(ctx: Context, task: Task) -> Done:
     return done
 
 
+@workflow(holding)
+async def handle_holding(ctx: Context, task: Task) -> Done:
+    return await ctx.step("hold", hold, task)
+
+
+@workflow(large)
+async def handle_large(ctx: Context, text: str) -> str:
+    return await ctx.step("echo", echo, text)
+
+
 async def work(task: Task) -> Done:
     del task
     return Done(True)
+
+
+async def hold(task: Task) -> Done:
+    """Keep the run in flight until its process ends."""
+    await asyncio.Event().wait()
+    return await work(task)
+
+
+async def echo(text: str) -> str:
+    return text

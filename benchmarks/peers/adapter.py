@@ -1,7 +1,7 @@
 """
 What an adapter of an engine offers, and its command line: one process a command, in the engine's own environment.
 
-    python -m benchmarks.peers.with_<engine> setup|worker|bulk|starts|latency|paced|event URL [ARGUMENT...]
+    python -m benchmarks.peers.with_<engine> setup|worker|bulk|starts|latency|paced|event|parked URL [ARGUMENT...]
 
 Workflows: `one` has one trivial step, `ten` ten in a row, `fan` a hundred at once, `event` waits for an event. Answers
 are one line of JSON. Only the standard library here: what an engine needs is imported by its adapter.
@@ -15,7 +15,9 @@ import json
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+
+from benchmarks.percentiles import percentiles
 
 WARM_UP = 5
 STARTERS = 50
@@ -88,7 +90,7 @@ async def starts(adapter: Adapter, starters: str, seconds: str) -> dict[str, obj
     return {"rate": next(count) / (time.perf_counter() - begun)}
 
 
-async def latency(adapter: Adapter, workflow: str, samples: str, pause_s: str) -> dict[str, object]:
+async def latency(adapter: Adapter, workflow: str, samples: str | int, pause_s: str | float) -> dict[str, float]:
     """From start to result, one run at a time, with pauses in which the worker may fall asleep."""
     took: list[float] = []
     for _ in range(WARM_UP + int(samples)):
@@ -99,8 +101,8 @@ async def latency(adapter: Adapter, workflow: str, samples: str, pause_s: str) -
     return percentiles(took[WARM_UP:])
 
 
-async def paced(adapter: Adapter, rate: str, seconds: str) -> dict[str, object]:
-    """From start to result at a rate, whatever is still under way."""
+async def paced(adapter: Adapter, rate: str | float, seconds: str | float) -> dict[str, float]:
+    """From start to result at a rate, whatever is still under way; `rate` is what ended a second, until the last."""
     took: list[float] = []
 
     async def one() -> None:
@@ -113,35 +115,44 @@ async def paced(adapter: Adapter, rate: str, seconds: str) -> dict[str, object]:
         for number in range(int(float(rate) * float(seconds))):
             await asyncio.sleep(max(0.0, begun + number / float(rate) - time.perf_counter()))
             group.create_task(one())
-    return percentiles(took[len(took) // 5 :])
+    return {**percentiles(took[len(took) // 5 :]), "rate": len(took) / (time.perf_counter() - begun)}
 
 
-async def event(adapter: Adapter, samples: str, wait_s: str) -> dict[str, object]:
+async def event(adapter: Adapter, samples: str | int, wait_s: str | float) -> dict[str, float]:
     """From the send of an event to the result of the run that has waited for it for a while."""
     took: list[float] = []
     for _ in range(WARM_UP + int(samples)):
         run = await adapter.start("event")
         await asyncio.sleep(float(wait_s))
-        begun = time.perf_counter()
-        await adapter.send(run)
-        await adapter.result(run)
-        took.append(time.perf_counter() - begun)
+        took.append(await _event_to_result(adapter, run))
     return percentiles(took[WARM_UP:])
 
 
-def percentiles(took: list[float]) -> dict[str, object]:
-    """Milliseconds."""
-    ordered = sorted(took)
-    found = {f"p{p}": ordered[min(len(ordered) - 1, len(ordered) * p // 100)] * 1000 for p in (50, 95, 99)}
-    return {**found, "samples": len(ordered)}
+async def parked(adapter: Adapter, samples: str | int, wait_s: str | float, pause_s: str | float) -> dict[str, float]:
+    """The same with runs that have all been waiting for so long."""
+    runs = [await adapter.start("event") for _ in range(WARM_UP + int(samples))]
+    await asyncio.sleep(float(wait_s))
+    took: list[float] = []
+    for run in runs:
+        await asyncio.sleep(float(pause_s) * random.uniform(0.5, 1.5))
+        took.append(await _event_to_result(adapter, run))
+    return percentiles(took[WARM_UP:])
 
 
-COMMANDS: dict[str, Callable[..., Awaitable[dict[str, object]]]] = {
+async def _event_to_result(adapter: Adapter, run: object) -> float:
+    begun = time.perf_counter()
+    await adapter.send(run)
+    await adapter.result(run)
+    return time.perf_counter() - begun
+
+
+COMMANDS: dict[str, Callable[..., Awaitable[Mapping[str, object]]]] = {
     "bulk": bulk,
     "starts": starts,
     "latency": latency,
     "paced": paced,
     "event": event,
+    "parked": parked,
 }
 
 

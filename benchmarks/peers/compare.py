@@ -2,7 +2,8 @@
 `make bench-peers`: kedge beside DBOS and Absurd, and Procrastinate and PgQueuer as plain queues, on one server.
 
 Each measurement has a fresh database. Within a repetition the engines take turns, in another order each time; medians
-are shown with their range. The Makefile makes the peers' environment; Absurd needs ABSURD_SQL, its sql/absurd.sql.
+are shown with their range. What the file has already is not measured again, so an hour may be cut into parts. The
+Makefile makes the peers' environment; Absurd needs ABSURD_SQL, its sql/absurd.sql.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 import psycopg
 
-from benchmarks.peers.engines import ENGINES, IN_FLIGHT, KEDGE, PYTHON_VARIABLE, Engine
-from benchmarks.report import Report, spread
+from benchmarks.figures import FOLDER
+from benchmarks.machine import ROOT
+from benchmarks.peers.engines import ENGINES, PYTHON_VARIABLE, Engine
+from benchmarks.peers.results import Line, Results, cell, engines_of, table
+from benchmarks.report import Report
 from benchmarks.server import BenchServer, bench_server
 
 WORKLOADS: Final = ("one", "ten", "starts", "bulk", "latency", "half", "event", "fan", "finished", "waiting", "idle")
@@ -35,18 +38,28 @@ WAITING: Final = 100_000
 SAMPLES: Final = 100
 PAUSE_S: Final = "0.03"
 PATIENCE_S: Final = 180.0
-ROOT: Final = Path(__file__).parents[2]
 
 Values = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How long a window is, how many samples a latency has, and how many other runs stand in the tables."""
+
+    seconds: float
+    samples: int
+    finished: int
+    waiting: int
 
 
 class Peers:
     """One engine on one server."""
 
-    def __init__(self, server: BenchServer, engine: Engine, seconds: float) -> None:
+    def __init__(self, server: BenchServer, engine: Engine, size: Size) -> None:
         self._server = server
         self._engine = engine
-        self._seconds = seconds
+        self._size = size
+        self._seconds = size.seconds
 
     def measure(self, workload: str) -> dict[str, Values]:
         """Measure one workload in a fresh database; answers one line a number of the table."""
@@ -77,7 +90,7 @@ class Peers:
 
     def _latency(self, url: str) -> dict[str, Values]:
         with self._worker(url):
-            return {"start to result, idle, ms": self._call("latency", url, "one", str(SAMPLES), PAUSE_S)}
+            return {"start to result, idle, ms": self._call("latency", url, "one", str(self._size.samples), PAUSE_S)}
 
     def _half(self, url: str) -> dict[str, Values]:
         rate = self._drain(url, "one", self._engine.runs_per_s) / 2
@@ -87,17 +100,17 @@ class Peers:
 
     def _event(self, url: str) -> dict[str, Values]:
         with self._worker(url):
-            return {"event to result, ms": self._call("event", url, str(SAMPLES // 2), "0.1")}
+            return {"event to result, ms": self._call("event", url, str(self._size.samples // 2), "0.1")}
 
     def _fan(self, url: str) -> dict[str, Values]:
         with self._worker(url):
             return {"100 steps at once, ms": self._call("latency", url, "fan", "15", PAUSE_S)}
 
     def _finished(self, url: str) -> dict[str, Values]:
-        return self._beside(url, f"beside {FINISHED:,} finished", self._engine.finished, FINISHED)
+        return self._beside(url, f"beside {self._size.finished:,} finished", self._engine.finished, self._size.finished)
 
     def _waiting(self, url: str) -> dict[str, Values]:
-        return self._beside(url, f"beside {WAITING:,} waiting", self._engine.waiting, WAITING)
+        return self._beside(url, f"beside {self._size.waiting:,} waiting", self._engine.waiting, self._size.waiting)
 
     def _idle(self, url: str) -> dict[str, Values]:
         with self._worker(url) as process:
@@ -121,7 +134,9 @@ class Peers:
         found = {f"one step, {name}, runs/s": {"rate": self._drain(url, "one", self._engine.runs_per_s)}}
         with self._worker(url):
             self._wait_until_drained(url)
-            found[f"start to result, {name}, ms"] = self._call("latency", url, "one", str(SAMPLES // 2), PAUSE_S)
+            found[f"start to result, {name}, ms"] = self._call(
+                "latency", url, "one", str(self._size.samples // 2), PAUSE_S
+            )
         return found
 
     # ---- processes
@@ -137,7 +152,7 @@ class Peers:
 
     @contextmanager
     def _worker(self, url: str) -> Generator[psutil.Process]:
-        command = self._engine.command("worker", url, str(IN_FLIGHT))
+        command = self._engine.command("worker", url, str(self._engine.in_flight))
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             assert process.stdout is not None
@@ -179,7 +194,7 @@ class Peers:
 
     @contextmanager
     def _worker_at_once(self, url: str) -> Generator[None]:
-        command = self._engine.command("worker", url, str(IN_FLIGHT))
+        command = self._engine.command("worker", url, str(self._engine.in_flight))
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             yield
@@ -210,53 +225,56 @@ def cpu_s(process: psutil.Process) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.compare", description=__doc__)
-    parser.add_argument("--engines", nargs="*", default=[engine.name for engine in ENGINES])
-    parser.add_argument("--workloads", nargs="*", default=WORKLOADS, choices=WORKLOADS)
+    parser.add_argument("--engines", nargs="+", choices=[engine.name for engine in ENGINES], metavar="ENGINE")
+    parser.add_argument("--only", nargs="+", default=WORKLOADS, choices=WORKLOADS, metavar="WORKLOAD")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--json", type=Path, help="a file for all measurements, one line each")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a window (%(default)s)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="of a latency (%(default)s)")
+    parser.add_argument("--finished", type=int, default=FINISHED, help="finished runs in the tables (%(default)s)")
+    parser.add_argument("--waiting", type=int, default=WAITING, help="waiting runs in the tables (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="measure again what the file has")
+    parser.add_argument("--json", type=Path, default=FOLDER / "peers.json", help="added to by each run (%(default)s)")
     options = parser.parse_args(arguments)
-    engines = [engine for engine in ENGINES if engine.name in options.engines and is_here(engine)]
-    report = Report(as_json=False)
-    found: dict[str, dict[str, list[Values]]] = defaultdict(lambda: defaultdict(list))
+    named = options.engines or [engine.name for engine in ENGINES]
+    engines = [engine for engine in ENGINES if engine.name in named and is_here(engine)]
+    size = Size(seconds=options.seconds, samples=options.samples, finished=options.finished, waiting=options.waiting)
+    report, results = Report(), Results(options.json)
     with bench_server() as server:
-        report.note(server.describe())
+        machine = server.describe()
+        report.note(str(machine))
         for engine in engines:
             report.note(f"{engine.name}: {engine.settings}")
         for repetition in range(1, options.repetitions + 1):
-            for workload in options.workloads:
+            for workload in options.only:
                 for engine in random.sample(engines, len(engines)):
                     if workload not in engine.workloads:
                         continue
-                    for name, values in Peers(server, engine, options.seconds).measure(workload).items():
-                        found[name][engine.name].append(values)
-                        line = {"engine": engine.name, "what": name, "repetition": repetition, **values}
-                        report.note(json.dumps(line))
-                        if options.json:
-                            with options.json.open("a", encoding="utf-8") as file:
-                                file.write(json.dumps(line) + "\n")
-    show(found, [engine.name for engine in engines], report)
+                    if results.has(engine, workload, repetition, machine.commit) and not options.again:
+                        report.note(f"{repetition}, {workload}, {engine.name}: in {options.json} already")
+                        continue
+                    try:
+                        values = Peers(server, engine, size).measure(workload)
+                    except (RuntimeError, subprocess.TimeoutExpired) as error:  # the others are worth the hour
+                        report.note(f"{repetition}, {workload}, {engine.name}: NOT MEASURED: {error}")
+                        continue
+                    line = {"engine": engine.name, "workload": workload, "repetition": repetition, "values": values}
+                    report.note(f"{repetition}, {workload}, {engine.name}: {json.dumps(values)}")
+                    results.add({**line, "commit": machine.commit}, machine)
+    show(results.lines, report)
 
 
-def show(found: dict[str, dict[str, list[Values]]], engines: Sequence[str], report: Report) -> None:
-    """One line a workload, one column an engine."""
-    for name, by_engine in found.items():
-        percentiles = ("p50", "p99") if name.endswith(", ms") else ("rate",)
-        for percentile in percentiles:
-            title = name if percentile == "rate" else f"{name} {percentile}"
-            cells: list[str] = []
-            for engine in engines:
-                values = [values[percentile] for values in by_engine.get(engine, [])]
-                digits = 1 if values and statistics.median(values) < 1000 else 0
-                cells.append(spread(values, digits) if values else "-")
-            report.row(title, *cells)
+def show(lines: Sequence[Line], report: Report) -> None:
+    """One line a number, one column an engine: all that the file has."""
+    engines = engines_of(lines)
+    for title, by_engine in table(lines).items():
+        report.row(title, *(cell(by_engine.get(engine, [])) for engine in engines))
     report.table("what", *engines)
 
 
 def is_here(engine: Engine) -> bool:
     """Whether it can be run; says what is missing."""
     missing = None
-    if engine is not KEDGE and PYTHON_VARIABLE not in os.environ:
+    if not engine.is_ours and PYTHON_VARIABLE not in os.environ:
         missing = f"{PYTHON_VARIABLE} does not name the peers' Python; `make bench-peers` makes one"
     elif engine.name == "Absurd" and not Path(os.environ.get("ABSURD_SQL", "")).is_file():
         missing = "ABSURD_SQL does not name sql/absurd.sql of its repository, which its package lacks"

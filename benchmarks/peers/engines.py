@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 PYTHON_VARIABLE: Final = "KEDGE_PEERS_PYTHON"
@@ -29,10 +29,12 @@ class Engine:
     """Multiplies one finished run into {n}."""
     waiting: tuple[str, ...] = ()
     """Makes {n} waiting runs of it."""
+    in_flight: int = IN_FLIGHT
+    is_ours: bool = False
 
     def command(self, *arguments: str) -> list[str]:
         """Of one process; the peers' are in an environment of their own."""
-        python = sys.executable if self.name == "kedge" else os.environ[PYTHON_VARIABLE]
+        python = sys.executable if self.is_ours else os.environ[PYTHON_VARIABLE]
         return [python, "-m", f"benchmarks.peers.{self.module}", *arguments]
 
 
@@ -47,6 +49,7 @@ _IDS: Final = f"('{_RUN}' || lpad(to_hex(n), 12, '0'))::uuid"
 KEDGE: Final = Engine(
     name="kedge",
     module="with_kedge",
+    is_ours=True,
     settings="defaults; 50 runs in flight; 8 client connections",
     workloads=DURABLE,
     runs_per_s=20_000,
@@ -72,6 +75,14 @@ KEDGE: Final = Engine(
 
 _DBOS: Final = """status, name, executor_id, created_at, updated_at, application_version, inputs, output, serialization,
     started_at_epoch_ms, completed_at, queue_name, application_name"""
+KEDGE_200: Final = replace(
+    KEDGE,
+    name="kedge, 200 in flight",
+    settings="as above, with 200 runs in flight",
+    workloads=frozenset({"one", "ten"}),
+    in_flight=200,
+)
+
 DBOS: Final = Engine(
     name="DBOS",
     module="with_dbos",
@@ -153,4 +164,4 @@ PGQUEUER: Final = Engine(
     left="select count(*) from pgqueuer",
 )
 
-ENGINES: Final = (KEDGE, DBOS, ABSURD, PROCRASTINATE, PGQUEUER)
+ENGINES: Final = (KEDGE, KEDGE_200, DBOS, ABSURD, PROCRASTINATE, PGQUEUER)

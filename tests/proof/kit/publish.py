@@ -7,6 +7,7 @@ Puts the figures of the last `make proof`, `make chaos` and `make soak` into doc
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,17 +55,29 @@ def goal(group: list[dict[str, Any]]) -> str:
     return f"**not reached in {missed}**" if missed else "reached in all"
 
 
-def main() -> None:
-    """Replace the part between the two marks; a lane that was not run keeps what it had."""
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    old, _, after = rest.partition(END)
+def fill(page: str, begin: str, end: str, commands: Sequence[str], tables: Mapping[str, str]) -> str:
+    """
+    Replace what stands between two marks of a page by tables, in the order of the commands that have printed them.
+
+    A table opens with its command between backticks; a command without a new one keeps what it had.
+    """
+    before, _, rest = page.partition(begin)
+    old, _, after = rest.partition(end)
     kept = {part.split("`", 2)[1]: part for part in old.strip().split("\n\n\n") if part.startswith("`")}
+    kept |= tables
+    parts = "\n\n\n".join(kept[command] for command in commands if command in kept)
+    return f"{before}{begin}\n\n{parts}\n\n{end}{after}"
+
+
+def main() -> None:
+    """Take the figures of each lane that was run."""
+    tables: dict[str, str] = {}
     for lane, command in COMMANDS.items():
         file = FIGURES / f"{lane}.json"
         if file.exists():
-            kept[command] = table(lane, json.loads(file.read_text("utf-8")))
-    parts = "\n\n\n".join(kept[command] for command in COMMANDS.values() if command in kept)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{parts}\n\n{END}{after}", "utf-8")
+            tables[command] = table(lane, json.loads(file.read_text("utf-8")))
+    page = PAGE.read_text("utf-8")
+    PAGE.write_text(fill(page, BEGIN, END, list(COMMANDS.values()), tables), "utf-8")
 
 
 if __name__ == "__main__":
