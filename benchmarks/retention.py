@@ -191,9 +191,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--only", choices=("indexes", "deletions"))
     options = parser.parse_args(arguments)
-    report = Report(as_json=False)
+    report = Report()
     with bench_server() as server:
-        report.note(server.describe())
+        report.note(str(server.describe()))
         if options.only != "deletions":
             index_prices(server, report, options.repetitions)
         if options.only != "indexes":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 from uuid import uuid4
@@ -13,9 +13,10 @@ import pytest
 from kedge import WorkflowRef
 from kedge_worker import Context, Worker, _watchman, workflow
 from kedge_worker._settings import WorkerSettings
-from kedge_worker._store import Store
+from kedge_worker._store import Seen, Store
 from kedge_worker._upkeep import LOOK
 from kedge_worker._watchman import Watchman
+from kedge_worker._workflows import Workflow
 from tests import moves
 from tests.letters import send
 from tests.sessions import Session, Sessions
@@ -52,20 +53,20 @@ class Bench:
         looked = asyncio.Event()
         look = self.store.look
 
-        async def looking(*lanes: list[str], patience_s: float) -> object:
+        async def looking(queues: Sequence[str], workflows: Sequence[str], *, patience_s: float) -> Seen:
             try:
-                return await look(*lanes, patience_s=patience_s)
+                return await look(queues, workflows, patience_s=patience_s)
             finally:
                 looked.set()
 
-        self.store.look = looking  # type: ignore[assignment, method-assign]
+        self.store.look = looking  # type: ignore[method-assign]  # as it is, and its end told
         watching = asyncio.create_task(self.watchman.run())
         async with asyncio.timeout(PATIENCE_S):
             await looked.wait()
             await asyncio.sleep(0)  # it heeds what it has seen
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-        self.store.look = look  # type: ignore[method-assign]
+        self.store.look = look  # type: ignore[method-assign]  # as it was
         return set(self.rung)
 
     async def hear(self, what: str) -> None:
@@ -221,7 +222,7 @@ async def order(ctx: Context) -> None:
     pass
 
 
-def handler_of(name: str) -> object:
+def handler_of(name: str) -> Workflow[None, None]:
     @workflow(WorkflowRef(name))
     async def handle(ctx: Context) -> None:
         pass
@@ -300,6 +301,6 @@ async def test_a_worker_of_more_workflows_than_a_claim_has_lanes_finds_a_run_of_
     names = [f"workflow{n}" for n in range(120)]
     runs = [run for name in (names[0], names[60], names[119]) for run in moves.started(db, workflow=name)]
 
-    worker = Worker(database_url, workflows=[handler_of(name) for name in names])  # type: ignore[misc]
+    worker = Worker(database_url, workflows=[handler_of(name) for name in names])
 
     assert await worker.run_until_idle() == len(runs)

@@ -175,7 +175,9 @@ async def test_a_child_whose_record_is_gone_has_failed(play: Stage) -> None:
     ref, made = handled(parent)
     run = await play.play(ref(), made, *CHILDREN)
     assert play.rows("delete from kedge.finished where workflow = 'double' returning workflow") == [("double",)]
-    play.rows("delete from kedge.journal j where not exists (select from kedge.all_runs r where r.id = j.run_id)")
+    play.rows(
+        "delete from kedge.journal j where not exists (select from kedge.all_runs r where r.id = j.run_id) returning 1"
+    )
     run.send(wake())
     await play.go_on()
 

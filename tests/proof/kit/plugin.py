@@ -92,7 +92,7 @@ def summarise(reporter: pytest.TerminalReporter) -> None:
     file = FIGURES / f"{now}.json"
     # A test that was run alone has its figures anew; those of the others stay, with the commit that they are of.
     measured = {one["test"] for one in figures}
-    kept = json.loads(file.read_text("utf-8")) if file.exists() else []
+    kept: list[dict[str, object]] = json.loads(file.read_text("utf-8")) if file.exists() else []
     commit = _commit()
     found = [one for one in kept if one["test"] not in measured] + [{**one, "commit": commit} for one in figures]
     file.write_text(json.dumps(found, indent=1), "utf-8")
