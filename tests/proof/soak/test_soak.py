@@ -65,12 +65,12 @@ class Trouble:
         self._workers.append(self._fleet.worker())
 
     def _cut(self) -> None:
-        self._fleet.journal.write("fault", kind="backends terminated")
+        self._fleet.journal.write("fault", kind="backends terminated", about="server")
         with psycopg.connect(self._server.url, autocommit=True) as conn:
             conn.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'kedge%'")
 
     def _crash(self) -> None:
-        self._fleet.journal.write("fault", kind="server killed")
+        self._fleet.journal.write("fault", kind="server killed", about="server")
         self._server.kill()
         self._server.start()
 
