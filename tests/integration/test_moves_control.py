@@ -110,6 +110,19 @@ def test_a_delayed_run_that_is_paused_and_resumed_still_begins_at_its_time(db: S
     assert (moves.status(db, run), letters.due_at(db, run)) == ("waiting", due)
 
 
+def test_paused_runs_whose_time_has_come_take_no_place_in_a_claim(db: Session, clock: Clock) -> None:
+    paused = moves.started(db, 3, delay_s=10)
+    for run in paused:
+        letters.put(db, run, "s")
+    moves.sort_inbox(db)
+    (due,) = moves.started(db, delay_s=20)
+    clock.advance(timedelta(seconds=30))
+
+    claimed = moves.claim_alone(db, moves.register(db), 1)
+
+    assert [run.id for run in claimed] == [due]
+
+
 def test_pause_and_resume_back_to_back_leave_the_run_as_it_was(db: Session) -> None:
     (run,) = moves.started(db)
     for kind in "susu":

@@ -512,6 +512,21 @@ def test_a_letter_that_says_nothing_moves_aside_and_the_next_of_its_run_is_sorte
     assert moves.sort_inbox(db).lanes == LANES
 
 
+def test_of_one_topics_letters_only_the_one_that_says_nothing_moves_aside(db: Session) -> None:
+    poisoned, innocent = letters.parked(db), letters.parked(db)
+    letters.put(db, poisoned.id, "e", slot=None)
+    letters.send(db, innocent.id)
+    db.rows("update kedge.inbox set seq = 1")  # as those have that are one event to a topic
+    with pytest.raises(Exception, match="null value"):
+        moves.sort_inbox(db, 1)
+
+    db.rows(moves.statement("FAIL_LETTER"), {"error": "it names no event"})
+
+    assert db.rows("select run_id from kedge.inbox_failed") == [(poisoned.id,)]
+    assert moves.letters(db) == [innocent.id]
+    assert moves.sort_inbox(db).lanes == LANES
+
+
 def test_of_a_locked_letter_and_a_poisoned_one_behind_it_the_poisoned_one_moves_aside(sessions: Sessions) -> None:
     db, holder = sessions.open(lock_timeout="50ms"), sessions.open()
     locked, poisoned = letters.parked(db), letters.parked(db)

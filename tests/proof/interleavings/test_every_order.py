@@ -60,7 +60,6 @@ ROOMS: Final = (
 """Their pairs register themselves."""
 
 SOME_ORDERS: Final = 12
-IN_ALL: Final[Counter[str]] = Counter()
 ROOT: Final = Path(__file__).parents[3]
 
 
@@ -74,31 +73,22 @@ def arena(databases: Databases) -> Generator[World]:
 
 
 @pytest.mark.parametrize("pair", thinned(PAIRS, of=4), ids=str)
-def test_whatever_the_order_of_their_statements_nothing_is_lost_doubled_or_stuck(arena: World, pair: Pair) -> None:
+def test_whatever_the_order_of_their_statements_nothing_is_lost_doubled_or_stuck(
+    arena: World, pair: Pair, figure: Figure
+) -> None:
     full = lane() == "full"
     some = {"count": SOME_ORDERS, "seed": turn()}
     verdict = explore_well(arena, pair, seed=turn()) if full else explore_some(arena, pair, **some)
 
-    IN_ALL.update(
-        pairs=1,
-        whole=full and verdict.is_complete,
-        orders=verdict.orders,
-        deadlocks=verdict.deadlocks,
-        violations=len(verdict.violations),
-    )
+    if full:
+        figure("interleavings: pairs", 1)
+        figure("interleavings: pairs of which every order was executed", int(verdict.is_complete))
+        figure("interleavings: orders", verdict.orders)
+        figure("interleavings: orders that broke a promise", len(verdict.violations), goal=0)
+        figure("interleavings: deadlocks", verdict.deadlocks, goal=0)
+    assert verdict.deadlocks == 0
     assert not verdict.violations, "\n".join(verdict.violations)
     assert verdict.orders > 0
-
-
-def test_figures_of_all_orders(figure: Figure) -> None:
-    """Of this process: behind the others, where they are not dealt out to several."""
-    figure("interleavings: pairs", IN_ALL["pairs"])
-    figure("interleavings: pairs of which every order was executed", IN_ALL["whole"])
-    figure("interleavings: orders", IN_ALL["orders"])
-    figure("interleavings: orders that broke a promise", IN_ALL["violations"], goal=0)
-    figure("interleavings: deadlocks", IN_ALL["deadlocks"], goal=0)
-
-    assert IN_ALL["violations"] == IN_ALL["deadlocks"] == 0
 
 
 # ---- the tester itself --------------------------------------------------------------------------------------------

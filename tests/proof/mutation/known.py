@@ -35,7 +35,11 @@ HARMLESS: Final[dict[str, dict[str, str]]] = {
     "engine/sort_inbox.sql": {"not r.has_watchers": _FLAG, "not r.is_observed": _FLAG},
     "engine/sort_cancels.sql": {"not r.has_watchers": _FLAG},
     "engine/start_children.sql": {"not r.has_dependents": _FLAG},
-    "engine/wake_runs.sql": {"not r.has_waits": _FLAG},
+    "engine/wake_runs.sql": {
+        "not r.has_waits": _FLAG,
+        "r.state <> 'r'": "of a running run the flag is made anew when it leaves, and nobody reads it before",
+    },
+    "engine/take_back.sql": {"r.state = 'p'": "a lane that is rung for nothing costs its sleeper a look"},
     "MIND_DEPENDENT": {"not has_dependents": _FLAG},
     "engine/expire_runs.sql": {
         "r.deadline_at < 'infinity'": "the bound of the partial index: infinity is never behind the clock",
