@@ -16,7 +16,7 @@ from tests.proof.crash_points.cases import SETTINGS, leftovers, played
 from tests.proof.crash_points.fates import KILLING, Call, Fate, Fault, Point
 from tests.proof.crash_points.nursery import Child, Nursery
 from tests.proof.crash_points.scripts import CONFUSED
-from tests.proof.crash_points.stage import Stage
+from tests.proof.crash_points.stage import HISTORY, Stage
 from tests.proof.crash_points.tollgate import Tollgate
 from tests.proof.kit.journal import Line
 
@@ -122,7 +122,7 @@ async def _tell(outcome: ClientOutcome, stage: Stage, nursery: Nursery, children
 
 async def _forget(stage: Stage) -> None:
     """Keys are used again by the next case."""
-    for table in ("run_keys", "finished", "journal", "events"):
+    for table in HISTORY:
         await stage.rows(f"delete from kedge.{table}")
     await stage.rows("delete from effects")
 

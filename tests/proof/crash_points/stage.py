@@ -21,6 +21,12 @@ from tests.proof.crash_points.scenes import Scene
 from tests.proof.kit.journal import Line, read_journals
 from tests.proof.kit.programs import TABLES
 
+HISTORY: Final = (
+    *("run_keys", "run_tags", "finished", "journal", "failures", "events"),
+    *("run_log", "progress", "run_metadata", "removals"),
+)
+"""What is left of runs that have ended."""
+
 _LOOK_S: Final = 0.01
 _PATIENCE_S: Final = 60.0
 
@@ -179,7 +185,7 @@ async def stage(url: str, folder: Path) -> AsyncGenerator[Stage]:
         AsyncClient.connect(url, listen=False) as client,
     ):
         await conn.execute(TABLES)
-        for table in ("run_keys", "finished", "journal", "failures", "events"):
+        for table in HISTORY:
             await conn.execute(f"delete from kedge.{table}".encode())  # of an earlier test
         await conn.execute("delete from effects")
         yield Stage(url, conn, client, folder)
