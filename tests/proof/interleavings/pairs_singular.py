@@ -104,7 +104,12 @@ def transaction_and_flush(w: World) -> Scene:
 @pair("register_definitions / register_definitions, the other way round", "1:2d")
 def definitions(w: World) -> Scene:
     def register(names: list[str]) -> Program:
-        asked = {"names": names, "total_steps": [1] * len(names), "options": [b"\x01{}"] * len(names)}
+        asked: dict[str, object] = {
+            "names": names,
+            "total_steps": [1] * len(names),
+            "options": [b"\x01{}"] * len(names),
+        }
+        asked |= {f"keep_{status}_s": [None] * count for status in ("completed", "failed", "cancelled")}
         return engine(lambda s: s.rows(moves.statement("REGISTER_DEFINITIONS"), asked))
 
     def check(*_: object) -> Iterable[str]:

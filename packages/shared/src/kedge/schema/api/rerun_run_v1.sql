@@ -55,6 +55,9 @@ begin
      where s.key in (p_step, p_step || '/start') or starts_with(s.key, p_step || '[')
     having count(*) > 0;
     if not found then
+        if not exists (select 1 from kedge.journal j where j.run_id = p_run and j.seq = 0) then
+            return;  -- deleted since it was looked at
+        end if;
         keys := array(
             select s.key
               from (select j.key, j.seq from kedge.journal j where j.run_id = p_run and j.seq > 0
