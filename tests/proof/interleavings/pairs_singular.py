@@ -109,7 +109,7 @@ def definitions(w: World) -> Scene:
             "total_steps": [1] * len(names),
             "options": [b"\x01{}"] * len(names),
         }
-        asked |= {f"keep_{status}_s": [None] * count for status in ("completed", "failed", "cancelled")}
+        asked |= {f"keep_{status}_s": [None] * len(names) for status in ("completed", "failed", "cancelled")}
         return engine(lambda s: s.rows(moves.statement("REGISTER_DEFINITIONS"), asked))
 
     def check(*_: object) -> Iterable[str]:
