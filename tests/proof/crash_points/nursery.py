@@ -85,7 +85,7 @@ class Nursery:
     def __init__(self) -> None:
         self._writer: asyncio.StreamWriter | None = None
         self._listener: asyncio.Task[None] | None = None
-        self._births: list[asyncio.Future[int]] = []
+        self._births: list[asyncio.Future[Child]] = []
         self._children: dict[int, Child] = {}
 
     async def __aenter__(self) -> Self:
@@ -122,12 +122,11 @@ class Nursery:
         assert self._writer is not None
         log = folder / f"{name}.log"
         order = {"target": target, "log": str(log), "environment": {**environment, "PROOF_FOLDER": str(folder)}}
-        birth: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        birth: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
         self._births.append(birth)
         self._writer.write(json.dumps(order).encode() + b"\n")
         async with asyncio.timeout(_PATIENCE_S):
-            pid = await birth
-        child = self._children[pid]
+            child = await birth  # on a busy machine it may have ended by now
         child._log = log
         return child
 
@@ -135,8 +134,8 @@ class Nursery:
         while line := await reader.readline():
             what, pid, code = json.loads(line)
             if what == "born":
-                self._children[pid] = Child(pid, Path())
-                self._births.pop(0).set_result(pid)
+                self._children[pid] = child = Child(pid, Path())
+                self._births.pop(0).set_result(child)
             elif (child := self._children.pop(pid, None)) is not None:
                 child.note_end(code)
 
