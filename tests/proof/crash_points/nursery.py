@@ -134,8 +134,8 @@ class Nursery:
         while line := await reader.readline():
             what, pid, code = json.loads(line)
             if what == "born":
-                self._children[pid] = child = Child(pid, Path())
-                self._births.pop(0).set_result(child)
+                self._children[pid] = born = Child(pid, Path())
+                self._births.pop(0).set_result(born)
             elif (child := self._children.pop(pid, None)) is not None:
                 child.note_end(code)
 
