@@ -419,6 +419,20 @@ async def test_a_lost_claims_run_that_somebody_locks_holds_up_nothing_else(
         assert await writer.store.owned() == {known.claimed.id: 1, free: claimed.claimed.epoch}
 
 
+async def test_a_comparison_that_finds_its_connection_gone_is_made_on_a_new_one(database_url: str, db: Session) -> None:
+    moves.started(db)
+    async with open_writer(database_url) as writer:
+        (known,) = await writer.claim()
+        before = len(writer.compared)
+        db.rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'kedge journal'")
+
+        # Nothing is written, and nothing claimed: nobody else would find out.
+        writer.flusher.compare_soon()
+        await writer.until(lambda: len(writer.compared) > before)
+
+        assert await writer.store.owned() == {known.claimed.id: known.claimed.epoch}
+
+
 # ---- refused data -------------------------------------------------------------------------------------------------
 
 

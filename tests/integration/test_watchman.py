@@ -45,6 +45,7 @@ class Bench:
             sweep=lambda: self._rang("sweep"),
             solo=lambda: self._rang("solo"),
             claim=lambda: self._rang("claim"),
+            cut_off=lambda: self._rang("cut off"),
         )
 
     async def look(self) -> set[str]:
@@ -201,6 +202,13 @@ async def test_a_lease_that_lapses_before_the_next_look_is_rung_for_then_and_not
 
     assert at_once == set()
     assert db.value("select lease_until < clock_timestamp() from kedge.workers")
+
+
+async def test_who_finds_the_database_gone_has_the_other_connections_looked_at(bench: Bench, db: Session) -> None:
+    assert "cut off" not in await bench.look()
+    db.rows("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'kedge control'")
+
+    assert "cut off" in await bench.look()
 
 
 async def test_a_sleeper_whom_no_doorbell_finds_is_registered_again(bench: Bench, db: Session) -> None:

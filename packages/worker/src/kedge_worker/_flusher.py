@@ -215,10 +215,12 @@ class Flusher:
         except PostgresError as error:
             if is_lease_lost(error):
                 raise LeaseLostError from error
-            if not is_gone(error):  # what reconnects compares
+            _log.warning("journal: cannot compare: %s", error)
+            if is_gone(error):
+                await self._reconnect()  # which compares; while nothing is written nobody else would
+            else:
                 self._compare = True
                 self._claim_pause.failed()
-            _log.warning("journal: cannot compare: %s", error)
 
     def _pending(self) -> bool:
         return bool(self._queue[0]) or len(self._queue) > 1

@@ -184,6 +184,7 @@ class Life:
             sweep=self.sweeper.ring,
             solo=self._solo.ring,
             claim=self.claimer.ring,
+            cut_off=self._flusher.compare_soon,
         )
         self.listener = Listener(settings.listen_conninfo(), worker_id=self.id, ring=self._rung)
         self._tasks: list[asyncio.Task[None]] = []

@@ -13,7 +13,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
-from kedge_worker._errors import PostgresError, does_not_fit
+from kedge_worker._errors import PostgresError, does_not_fit, is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,6 +46,7 @@ class Watchman:
         sweep: Called when a worker is dead, or a run's time is up.
         solo: Called when a run in a solo lane has been left alone.
         claim: Called when there is something to claim, and when a sleeper has to be registered again.
+        cut_off: Called when the database was not reached: other connections to it may have gone, too.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Watchman:
         sweep: Callable[[], None],
         solo: Callable[[], None],
         claim: Callable[[], None],
+        cut_off: Callable[[], None],
     ) -> None:
         self._store = store
         self._queues = queues
@@ -70,6 +72,7 @@ class Watchman:
         self._sweep = sweep
         self._solo = solo
         self._claim = claim
+        self._cut_off = cut_off
         self._timers: list[asyncio.TimerHandle] = []
         self._bell = asyncio.Event()
 
@@ -89,6 +92,8 @@ class Watchman:
                 if does_not_fit(error):
                     raise
                 _log.warning("watchman: %s", error)
+                if is_gone(error):
+                    self._cut_off()
             await asyncio.sleep(_SHORTEST_S)
             period_s = min(self._poll_s, _QUIET_PERIOD_S if is_quiet and self._sleeps() else _PERIOD_S)
             with contextlib.suppress(TimeoutError):
