@@ -159,7 +159,8 @@ def test_a_worker_ends_in_time_though_the_database_is_down(
         assert code == 0, (SEED, processes.log(worker))
         assert took_s < grace_s + MARGIN_S, (SEED, processes.log(worker))
         processes.worker()
-        processes.wait_until("select count(*) = 5 from kedge.runs where state = 'r' and epoch = 3")
+        # Taken back; or given back, if that was on its way and a server that thawed has executed it.
+        processes.wait_until("select count(*) = 5 from kedge.runs where state = 'r' and epoch in (2, 3)")
         # It could not say that it leaves: to who takes its runs back that is a death, the first of those that count.
         assert number(server.url, "select max(crashes) from kedge.runs") <= 1
         assert number(server.url, "select sum(attempt) from kedge.runs") == 0
