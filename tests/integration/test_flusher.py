@@ -433,6 +433,25 @@ async def test_a_comparison_that_finds_its_connection_gone_is_made_on_a_new_one(
         assert await writer.store.owned() == {known.claimed.id: known.claimed.epoch}
 
 
+async def test_who_cannot_connect_again_is_owed_an_answer_until_it_can(database_url: str, db: Session) -> None:
+    moves.started(db)
+    async with FaultProxy(database_url) as proxy, open_writer(proxy.url) as writer:
+        await writer.claim()
+        before = len(writer.compared)
+        trap = proxy.set_trap(executes("owned"), Fault.CUT)
+        proxy.refusing = True
+
+        writer.flusher.compare_soon()
+        await trap.sprung()
+        async with asyncio.timeout(10):
+            while not writer.flusher.silent_s:
+                await asyncio.sleep(0.01)
+        proxy.refusing = False
+        await writer.until(lambda: len(writer.compared) > before)
+
+        assert writer.flusher.silent_s == 0
+
+
 # ---- refused data -------------------------------------------------------------------------------------------------
 
 

@@ -228,8 +228,7 @@ class Flusher:
     async def _write(self, batch: Batch, claim: ClaimRequest | None) -> None:
         pause = Backoff()
         while batch or claim is not None:
-            if self._unanswered_since is None:
-                self._unanswered_since = asyncio.get_running_loop().time()
+            self._is_owed()
             try:
                 answer = await self._store.flush(batch, claim)
                 self._unanswered_since = None
@@ -287,7 +286,12 @@ class Flusher:
             raise error
         return await self._narrow_down(error, batch)
 
+    def _is_owed(self) -> None:
+        if self._unanswered_since is None:
+            self._unanswered_since = asyncio.get_running_loop().time()
+
     async def _reconnect(self) -> None:
+        self._is_owed()
         pause = Backoff(_LONGEST_RECONNECT_S)
         while True:
             try:

@@ -33,7 +33,7 @@ _PATIENCE_LEASES: Final = 2
 _FIRST_PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 1.0
 # A thread that connects to a silent server cannot be woken; nothing that it still does can harm.
-_FAREWELL_S: Final = 0.5
+_FAREWELL_S: Final = 0.25
 
 
 class LeaseKeeper:

@@ -53,6 +53,8 @@ _DRAIN_S: Final = 5.0
 _SILENCE_S: Final = 1.0
 """A database that has not answered for so long is taken for away: nobody waits for it at the end."""
 _FAREWELL_S: Final = 0.5
+_VAIN_FAREWELL_S: Final = 0.25
+"""To a database that was away a moment ago; with the lease keeper's, what is left of two seconds behind the grace."""
 _RING_PERIOD_S: Final = 0.02
 _PARK_LINGER_S: Final = 0.1
 _CHILD_S: Final = 35.0
@@ -264,7 +266,7 @@ class Life:
         self._flusher.close()
         await _bounded(seeing_off, grace_s + _CHILD_S)
         error = self.ended.exception() if self.ended.done() else None
-        farewell_s = _FAREWELL_S if is_away or self._flusher.silent_s > _FAREWELL_S else _DRAIN_S
+        farewell_s = _VAIN_FAREWELL_S if is_away or self._flusher.silent_s > _FAREWELL_S else _DRAIN_S
         if error is None:
             await _bounded(self.store.leave(), farewell_s)
         elif not is_lease_lost(error):  # the schema does not fit any more: nobody has crashed
