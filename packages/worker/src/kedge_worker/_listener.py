@@ -58,9 +58,11 @@ class Listener:
     async def _listen(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         loop = asyncio.get_running_loop()
         heard = asyncio.Event()
+        # Asked for now: a connection that has gone does not tell any more, and the next one may get the same number.
+        number = conn.fileno()
         while True:
             # Not psycopg's generator: that looks at the clock ten times a second.
-            loop.add_reader(conn.fileno(), heard.set)
+            loop.add_reader(number, heard.set)
             try:
                 async with asyncio.timeout(_HEALTH_PERIOD_S):
                     while True:
@@ -70,7 +72,7 @@ class Listener:
             except TimeoutError:
                 pass
             finally:
-                loop.remove_reader(conn.fileno())
+                loop.remove_reader(number)
             # A half-open socket shows neither an end nor an error: ask.
             await self._ask(conn, sql.SQL("select 1"))
 
