@@ -143,7 +143,6 @@ def _claimed(made: Workflow[int, int], payload: bytes, memo: tuple[MemoRow, ...]
         reason=None,
         input=payload,
         meta=b"",
-        created_at=START,
         claimed_at=START,
         memo=memo,
     )

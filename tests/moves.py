@@ -213,8 +213,9 @@ def claim(
     limit: int = 100,
     *,
     floors: Mapping[tuple[str, str], tuple[int, int]] | None = None,
+    is_alone: bool = True,
 ) -> list[Claimed]:
-    """CLAIM alone, without the transaction around it."""
+    """CLAIM without the transaction around it, which may be a flush's too: then it is not alone."""
     lanes = {LANE: LOWEST} if floors is None else floors
     rows = session.rows(
         statement("CLAIM"),
@@ -226,11 +227,12 @@ def claim(
             [seq for _, seq in lanes.values()],
             limit,
             None,
+            is_alone,
         ),
     )
     return [
         Claimed(run, epoch, next_seq, attempt, crashes, rank, seq, request, queue, workflow)
-        for (_, run, epoch, next_seq, attempt, crashes, rank, seq, _, request, queue, workflow, *_) in rows
+        for (_, run, _, epoch, next_seq, attempt, crashes, rank, seq, _, request, queue, workflow, *_) in rows
         if run is not None
     ]
 

@@ -368,20 +368,22 @@ def test_a_worker_that_leaves_during_its_own_claim_leaves_no_orphan(sessions: Se
     assert taken == moves.TakenBack(worker, freed=2, ended=[], remaining=False)
 
 
-def test_a_claim_that_took_nothing_waits_for_no_disk_and_one_that_took_something_does(db: Session) -> None:
+def test_a_claim_that_took_nothing_waits_for_no_disk_unless_a_flush_is_before_it(db: Session) -> None:
     worker = moves.register(db)
 
-    def durability() -> tuple[int, str, str]:
+    def durability(*, is_alone: bool) -> tuple[int, str, str]:
         db.begin()
         moves.hold(db, worker)
-        claimed = moves.claim(db, worker)
+        claimed = moves.claim(db, worker, is_alone=is_alone)
         inside = db.value("show synchronous_commit")
         db.commit()
         return len(claimed), inside, db.value("show synchronous_commit")
 
-    nothing = durability()
+    nothing = durability(is_alone=True)
+    behind_a_flush = durability(is_alone=False)
     moves.started(db)
-    something = durability()
+    something = durability(is_alone=True)
 
     assert nothing == (0, "off", "on")
+    assert behind_a_flush == (0, "on", "on")
     assert something == (1, "on", "on")

@@ -494,7 +494,7 @@ def test_a_client_that_stops_in_the_middle_of_a_claims_answer_holds_no_locks(ses
     stopped.send(
         ("begin", []),
         (moves.statement("HOLD_WORKER"), [str(worker)]),
-        (moves.statement("CLAIM"), [str(worker), "{default}", "{order}", "{-32768}", "{0}", "100", "{null}"]),
+        (moves.statement("CLAIM"), [str(worker), "{default}", "{order}", "{-32768}", "{0}", "100", "{null}", "f"]),
         ("commit", []),
         (moves.statement("READ_CLAIMED"), []),
     )

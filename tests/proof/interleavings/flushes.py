@@ -167,7 +167,6 @@ def live(run: moves.Claimed) -> LiveRun:
         reason=None,
         input=b"",
         meta=b"",
-        created_at=now,
         claimed_at=now,
         memo=(),
     )

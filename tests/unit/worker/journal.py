@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 from uuid import UUID, uuid4
 
+import msgspec
+
 from kedge.errors import ErrorInfo
 from kedge.failures import decode_error
 from kedge.refs import WorkflowRef
@@ -267,11 +269,10 @@ def claim(made: Workflow[Any, Any], value: object = None, **changes: Any) -> Cla
         reason=None,
         input=request.payload,
         meta=RunMeta().encode(),
-        created_at=START,
         claimed_at=START,
         memo=(),
     )
-    return replace(claimed, **changes)
+    return msgspec.structs.replace(claimed, **changes)
 
 
 def bound(handler: Callable[..., Any], *, name: str = "test") -> Workflow[Any, Any]:
@@ -328,7 +329,7 @@ class Lives:
 
     def begin_again(self, claimed: ClaimedRun, *, up_to: int | None = None, **changes: Any) -> ClaimedRun:
         memo = self.journal.memo(claimed.id, up_to=up_to)
-        again = replace(
+        again = msgspec.structs.replace(
             claimed,
             epoch=claimed.epoch + 1,
             memo=memo,

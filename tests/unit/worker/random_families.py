@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid5
 
+import msgspec
+
 from kedge.errors import ChildCancelledError, ChildFailedError, StepFailedError
 from kedge.refs import RunRequest, WorkflowRef
 from kedge.wire import decode
@@ -170,7 +172,7 @@ class Postman:
             return
         path = self._inputs[child]
         letter = ended(key, path) if not path.startswith("bad") else (failed, cancelled)[len(path) % 2](key)
-        mail = replace(letter, id=uuid5(child, key))
+        mail = msgspec.structs.replace(letter, id=uuid5(child, key))
         letters = self._letters.setdefault(run_id, {})
         if mail.id in letters:
             return

@@ -1,11 +1,11 @@
 """What a run knows of itself, the same in all its lives."""
 
 import asyncio
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kedge.run_meta import RunMeta
 from kedge_worker._context import Context

@@ -55,7 +55,6 @@ def run() -> ClaimedRun:
         reason=None,
         input=seal(CODEC, SECRET.encode(), input_place(run_id, "pay")),
         meta=b"",
-        created_at=now,
         claimed_at=now,
         memo=(),
     )

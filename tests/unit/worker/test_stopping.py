@@ -4,10 +4,10 @@ import asyncio
 import contextlib
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kedge.errors import ForeignTaskError
 from kedge.failures import decode_error

@@ -46,6 +46,7 @@ class Claimer:
         free: Callable[[int], int],
         poke: Callable[[], None],
         timeouts: Mapping[str, float],
+        slots: int,
     ) -> None:
         self._store = store
         self._queues = queues
@@ -53,7 +54,9 @@ class Claimer:
         self._lanes: list[Lane] = list(itertools.product(queues, workflows))
         self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
-        self._most = _MAX_CLAIM
+        # Half of the slots: while Postgres writes for one half, Python executes the other.
+        self._cap = min(_MAX_CLAIM, (slots + 1) // 2)
+        self._most = self._cap
         self._free = free
         self._poke = poke
         self._floors: dict[Lane, tuple[int, int]] = {}
@@ -94,7 +97,7 @@ class Claimer:
             self._hungry = False
         else:
             self._floors.update(answer.highest)
-            self._most = min(self._most * 2, _MAX_CLAIM)
+            self._most = min(self._most * 2, self._cap)
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(answer)
 

@@ -15,7 +15,7 @@ from kedge.schema import render
 from kedge_worker._claims import ClaimAnswer, ClaimRequest, read_claim
 from kedge_worker._errors import is_gone
 from kedge_worker._outcomes import End, GiveBack, Park, RetryLater
-from kedge_worker._pipeline import Call, CutError, Pipeline, Statement, int_of, value_of
+from kedge_worker._pipeline import Call, CutError, Pipeline, Statement, int_of, rows_of, value_of
 from kedge_worker._runs import Batch, LiveRun, Row
 from kedge_worker._side_writes import SIDE_WRITES
 from kedge_worker._signals import LeaseLostError
@@ -115,6 +115,7 @@ class LeasedStore:
         self._rollback = Statement("rollback", "rollback")
         self._statements = {name: Statement(name.lower(), render(text, schema)) for name, text in _STATEMENTS.items()}
         self._hold = Call(self._statements["HOLD_WORKER"], (self._worker,))
+        self._read_claimed = [Call(self._statements[name]) for name in ("READ_CLAIMED", "READ_WAITS", "READ_MAIL")]
 
     @property
     def timeline(self) -> str:
@@ -168,7 +169,8 @@ class LeasedStore:
         self, batch: Batch, claim: ClaimRequest | None, *, only: frozenset[UUID] | None = None
     ) -> FlushAnswer:
         """
-        Write the batch in one transaction, then claim, then ring who waits for what has moved, in one round trip.
+        Write the batch and claim in one transaction, then read what was claimed, and ring who waits for what has moved:
+        one round trip, one commit.
 
         With `only` (the careful form, inside the transaction that `lock_moving` opened) no BEGIN is sent.
         """
@@ -180,42 +182,43 @@ class LeasedStore:
         calls += self._sides(batch)
         first_move = len(calls)
         calls += self._moves(batch)
+        behind_moves = len(calls)
+        if claim is not None:
+            # Behind the moves: what they give back can be claimed. It skips what is locked, so it holds up no move.
+            calls.append(self._claim(claim, is_alone=not batch))
         committed_at = len(calls)
         calls.append(Call(self._commit))
-        writes = bool(batch) or only is not None
-        if not writes:
-            calls.clear()
-        claimed_at = len(calls) + 2
         if claim is not None:
-            calls += self._claim(claim)
+            calls += self._read_claimed
         # Last, and in no transaction that writes data: NOTIFY holds one lock of the whole server across its commit.
         calls += self._bells(batch)
         looks = claim is None and bool(batch.moves)  # a claim looks by itself
         if looks:
             calls.append(Call(self._statements["HAS_MAIL"]))
         results = await self._roundtrip(calls)
-        if writes:
-            _check_commit(results[committed_at])
+        _check_commit(results[committed_at])
+        answer = None
+        if claim is not None:
+            read = results[committed_at + 1 : committed_at + 1 + len(self._read_claimed)]
+            answer = read_claim(claim, rows_of(results[behind_moves]), *map(rows_of, read))
         return FlushAnswer(
             kept=(results[kept_at].command_tuples or 0) if kept_at is not None else 0,
-            moved=sum(int_of(results[at], 0, 0) for at in range(first_move, committed_at)) if writes else 0,
+            moved=sum(int_of(results[at], 0, 0) for at in range(first_move, behind_moves)),
             has_mail=looks and value_of(results[-1], 0, 0) == b"\x01",
-            claim=None
-            if claim is None
-            else read_claim(claim, results[claimed_at], *results[claimed_at + 2 : claimed_at + 5]),
+            claim=answer,
         )
 
     async def notify_ended(self, runs: Sequence[LiveRun]) -> None:
         """Ring who waits for those of these runs that have ended."""
-        ids = _binary.uuids([run.claimed.id.bytes for run in runs])
+        ids = _binary.uuids([run.packed_id for run in runs])
         await self._roundtrip([Call(self._statements["NOTIFY_IF_ENDED"], (ids,))])
 
     async def lock_moving(self, batch: Batch) -> frozenset[UUID]:
         """Open a transaction and lock the moving runs of the batch that nobody else holds; `flush(only=)` ends it."""
-        ids = _binary.uuids([run.claimed.id.bytes for run, _ in batch.moves])
+        ids = _binary.uuids([run.packed_id for run, _ in batch.moves])
         lock = Call(self._statements["LOCK_MOVING"], (self._worker, ids))
         results = await self._roundtrip([Call(self._begin), self._hold, lock])
-        return frozenset(UUID(bytes=value_of(results[2], i, 0)) for i in range(results[2].ntuples))
+        return frozenset(run_id for (run_id,) in rows_of(results[2]))
 
     async def settle(self, runs: Sequence[LiveRun], rows: Sequence[Row]) -> dict[UUID, Standing]:
         """Where these runs and these rows stand; final, since no older transaction of this worker lives."""
@@ -224,35 +227,32 @@ class LeasedStore:
                 Call(
                     self._statements["SETTLE_ROWS"],
                     (
-                        _binary.uuids([row.run.claimed.id.bytes for row in rows]),
+                        _binary.uuids([row.run.packed_id for row in rows]),
                         _binary.ints([row.seq for row in rows]),
                     ),
                 ),
                 Call(
                     self._statements["SETTLE_RUNS"],
-                    (self._worker, _binary.uuids([run.claimed.id.bytes for run in runs])),
+                    (self._worker, _binary.uuids([run.packed_id for run in runs])),
                 ),
             ]
         )
-        stored: dict[bytes, dict[int, int]] = {run.claimed.id.bytes: {} for run in runs}
-        for i in range(results[0].ntuples):
-            stored[value_of(results[0], i, 0)][int_of(results[0], i, 1)] = int_of(results[0], i, 2)
-        standing: dict[bytes, tuple[int, bytes | None]] = {
-            value_of(results[1], i, 0): (int_of(results[1], i, 1), results[1].get_value(i, 2))
-            for i in range(results[1].ntuples)
-        }
+        stored: dict[UUID, dict[int, int]] = {run.claimed.id: {} for run in runs}
+        for run_id, seq, epoch in rows_of(results[0]):
+            stored[run_id][seq] = epoch
+        standing = {run_id: (epoch, mine) for run_id, epoch, mine in rows_of(results[1])}
         answer: dict[UUID, Standing] = {}
         for run in runs:
-            epoch, mine = standing.get(run.claimed.id.bytes, (None, None))
-            answer[run.claimed.id] = Standing(
-                stored[run.claimed.id.bytes], epoch, mine == b"\x01" and epoch == run.claimed.epoch, mine is not None
-            )
+            run_id = run.claimed.id
+            epoch, mine = standing.get(run_id, (None, None))
+            is_mine = mine is True and epoch == run.claimed.epoch
+            answer[run_id] = Standing(stored[run_id], epoch, is_mine, mine is not None)
         return answer
 
     async def owned(self) -> dict[UUID, int]:
         """Every run (and its epoch) that the database holds for this worker."""
         (result,) = await self._roundtrip([Call(self._statements["OWNED"], (self._worker,))])
-        return {UUID(bytes=value_of(result, i, 0)): int_of(result, i, 1) for i in range(result.ntuples)}
+        return dict(rows_of(result))
 
     async def give_back(self, runs: Mapping[UUID, int]) -> None:
         """
@@ -261,10 +261,15 @@ class LeasedStore:
         """
         lock = Call(self._statements["LOCK_MOVING"], (self._worker, _binary.uuids([i.bytes for i in runs])))
         results = await self._roundtrip([Call(self._begin), self._hold, lock])
-        free = [value_of(results[2], i, 0) for i in range(results[2].ntuples)]
-        epochs = [runs[UUID(bytes=i)] for i in free]
-        count = len(free)
-        release = self._release_call(free, epochs, [0.0] * count, [None] * count, [0] * count)
+        free = [run_id for (run_id,) in rows_of(results[2])]
+        none: list[None] = [None] * len(free)
+        release = self._release_call(
+            [run_id.bytes for run_id in free],
+            [runs[run_id] for run_id in free],
+            [0.0] * len(free),
+            none,
+            [0] * len(free),
+        )
         await self._roundtrip([release, Call(self._commit)])
 
     async def charge(self, run: UUID) -> None:
@@ -295,7 +300,7 @@ class LeasedStore:
             self._statements["KEEP"],
             (
                 self._worker,
-                _binary.uuids([row.run.claimed.id.bytes for row in rows]),
+                _binary.uuids([row.run.packed_id for row in rows]),
                 _binary.ints([row.seq for row in rows]),
                 _binary.ints([row.run.claimed.epoch for row in rows]),
                 _binary.ints([min(row.took_ms, _LONGEST_MS) for row in rows]),
@@ -328,12 +333,12 @@ class LeasedStore:
             yield self._release(releases)
 
     def _park(self, parks: Sequence[tuple[LiveRun, Park]]) -> Call:
-        stale = [(run.claimed.id.bytes, key) for run, move in parks for key in move.stale]
+        stale = [(run.packed_id, key) for run, move in parks for key in move.stale]
         return Call(
             self._statements["PARK"],
             (
                 self._worker,
-                _binary.uuids([run.claimed.id.bytes for run, _ in parks]),
+                _binary.uuids([run.packed_id for run, _ in parks]),
                 _binary.ints([run.claimed.epoch for run, _ in parks]),
                 _binary.ints([run.next_seq - 1 for run, _ in parks]),
                 _binary.uuids([run for run, _ in stale]),
@@ -346,7 +351,7 @@ class LeasedStore:
             self._statements["RETRY_LATER"],
             (
                 self._worker,
-                _binary.uuids([run.claimed.id.bytes for run, _ in retries]),
+                _binary.uuids([run.packed_id for run, _ in retries]),
                 _binary.ints([run.claimed.epoch for run, _ in retries]),
                 _binary.floats([move.delay_s for _, move in retries]),
                 _binary.byteas([move.error for _, move in retries]),
@@ -365,7 +370,7 @@ class LeasedStore:
             self._statements["END"],
             (
                 self._worker,
-                _binary.uuids([run.claimed.id.bytes for run, _ in ends]),
+                _binary.uuids([run.packed_id for run, _ in ends]),
                 _binary.ints([run.claimed.epoch for run, _ in ends]),
                 _binary.texts([move.status for _, move in ends]),
                 _binary.byteas([move.output for _, move in ends]),
@@ -379,7 +384,7 @@ class LeasedStore:
 
     def _release(self, releases: Sequence[tuple[LiveRun, GiveBack]]) -> Call:
         return self._release_call(
-            [run.claimed.id.bytes for run, _ in releases],
+            [run.packed_id for run, _ in releases],
             [run.claimed.epoch for run, _ in releases],
             [move.delay_s for _, move in releases],
             [move.reason for _, move in releases],
@@ -399,16 +404,16 @@ class LeasedStore:
 
     def _bells(self, batch: Batch) -> Iterator[Call]:
         if observed := batch.observed():
-            ids = _binary.uuids([run.claimed.id.bytes for run in observed])
+            ids = _binary.uuids([run.packed_id for run in observed])
             yield Call(self._statements["NOTIFY_OBSERVERS"], (ids,))
         if not batch.moves:
             return
-        ended = [run.claimed.id.bytes for run, move in batch.moves if isinstance(move, End)]
+        ended = [run.packed_id for run, move in batch.moves if isinstance(move, End)]
         if ended:
             yield Call(self._statements["NOTIFY_WATCHERS"], (_binary.uuids(ended),))
         if len(ended) == len(batch.moves):
             return
-        rest = [run.claimed.id.bytes for run, move in batch.moves if not isinstance(move, End)]
+        rest = [run.packed_id for run, move in batch.moves if not isinstance(move, End)]
         yield Call(self._statements["NOTIFY_IF_ENDED"], (_binary.uuids(rest),))
         lanes = {
             (run.claimed.queue, run.claimed.workflow)
@@ -418,9 +423,9 @@ class LeasedStore:
         queues, workflows = [queue for queue, _ in lanes], [workflow for _, workflow in lanes]
         yield Call(self._statements["RING_LANES"], (_binary.texts(queues), _binary.texts(workflows)))
 
-    def _claim(self, claim: ClaimRequest) -> tuple[Call, ...]:
+    def _claim(self, claim: ClaimRequest, *, is_alone: bool) -> Call:
         lanes = list(claim.floors)
-        take = Call(
+        return Call(
             self._statements["CLAIM"],
             (
                 self._worker,
@@ -430,16 +435,8 @@ class LeasedStore:
                 _binary.bigints([seq for _, seq in claim.floors.values()]),
                 _binary.int4(claim.limit),
                 _binary.optional_floats([claim.timeouts.get(lane) for lane in lanes]) if claim.timeouts else None,
+                b"\x01" if is_alone else b"\0",
             ),
-        )
-        return (
-            Call(self._begin),
-            self._hold,
-            take,
-            Call(self._commit),
-            Call(self._statements["READ_CLAIMED"]),
-            Call(self._statements["READ_WAITS"]),
-            Call(self._statements["READ_MAIL"]),
         )
 
 

@@ -131,6 +131,7 @@ class Life:
             free=self._free,
             poke=self._flusher.poke,
             timeouts=registry.timeouts_s,
+            slots=settings.concurrency,
         )
         self.courier = Courier(
             self.store,

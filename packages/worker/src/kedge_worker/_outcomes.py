@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, assert_never
+
+import msgspec
 
 EndStatus: TypeAlias = Literal["c", "f", "x"]
 RowKind: TypeAlias = Literal["s", "t", "f", "x", "e", "d", "p", "u", "c", "n", "m", "o", "k"]
@@ -17,42 +18,36 @@ Operation: TypeAlias = Literal["s", "t", "e", "d", "p", "u", "c", "n", "m", "o"]
 """What a handler can ask for, by the kind of its success in the journal."""
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(msgspec.Struct, frozen=True, gc=False):
     """The handler returned; the value is encoded."""
 
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Raised:
+class Raised(msgspec.Struct, frozen=True, gc=False):
     """The handler raised; the error is encoded. With a delay the run's policy has another attempt left."""
 
     error: bytes
     retry_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cancelled:
+class Cancelled(msgspec.Struct, frozen=True, gc=False):
     """Somebody asked for the run's end, and its handler has unwound."""
 
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
+class Parked(msgspec.Struct, frozen=True, gc=False):
     """The run only waits: it leaves memory until something wakes it. Its code no longer asks for the stale waits."""
 
     stale: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(msgspec.Struct, frozen=True, gc=False):
     """The run goes on elsewhere or later: this worker shuts down, or somebody pauses the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatched:
+class Mismatched(msgspec.Struct, frozen=True, gc=False):
     """The handler's code does not fit the journal."""
 
     reason: str
@@ -61,8 +56,7 @@ class Mismatched:
 Outcome: TypeAlias = Returned | Raised | Cancelled | Parked | Released | Mismatched
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True, gc=False):
     """Through the exit door into `finished`."""
 
     status: EndStatus
@@ -71,23 +65,20 @@ class End:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GiveBack:
+class GiveBack(msgspec.Struct, frozen=True, gc=False):
     """Back to the queue, charging nobody; with a delay it waits that long first, and says why."""
 
     delay_s: float = 0
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(msgspec.Struct, frozen=True, gc=False):
     """To `waiting`, or back to the queue when what it waits for is there by now."""
 
     stale: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RetryLater:
+class RetryLater(msgspec.Struct, frozen=True, gc=False):
     """To `waiting` until the next attempt of the run."""
 
     error: bytes

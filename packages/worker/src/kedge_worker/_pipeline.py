@@ -7,13 +7,17 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq.abc import PGconn, PGresult
+from psycopg.types.string import TextBinaryLoader
 
 from kedge_worker._binary import to_int
+
+Rows: TypeAlias = list[tuple[Any, ...]]
 
 _OK: Final = frozenset((pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK))
 
@@ -196,6 +200,13 @@ def shut_down(pgconn: PGconn) -> None:
         sock.shutdown(socket.SHUT_RDWR)
 
 
+def rows_of(result: PGresult) -> Rows:
+    """All values of an answer, as Python's own."""
+    reader = Transformer(_ADAPTERS)
+    reader.set_pgresult(result, format=pq.Format.BINARY)
+    return reader.load_rows(0, result.ntuples, tuple)
+
+
 def value_of(result: PGresult, row: int, column: int) -> bytes:
     """A value that cannot be null."""
     value = result.get_value(row, column)
@@ -208,8 +219,6 @@ def int_of(result: PGresult, row: int, column: int) -> int:
     return to_int(value_of(result, row, column))
 
 
-def text_of(result: PGresult, row: int, column: int) -> str:
-    return value_of(result, row, column).decode()
-
-
+_ADAPTERS: Final = AdaptersMap(psycopg.adapters)
+_ADAPTERS.register_loader('"char"', TextBinaryLoader)
 _BINARY: Final = [[1] * n for n in range(20)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
+
+import msgspec
 
 from kedge_worker._side_writes import START_CHILDREN, started_lane
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from kedge_worker._side_writes import SideWrite
 
 
-@dataclass(frozen=True, slots=True)
-class MemoRow:
+class MemoRow(msgspec.Struct, frozen=True, gc=False):
     """One journal row of an earlier life of the run."""
 
     seq: int
@@ -31,8 +31,7 @@ class MemoRow:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class StoredWait:
+class StoredWait(msgspec.Struct, frozen=True, gc=False):
     """A wait that an earlier life has begun. Times are what is left of them at the claim, in seconds."""
 
     key: str
@@ -46,8 +45,7 @@ class StoredWait:
     state: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Mail:
+class Mail(msgspec.Struct, frozen=True, gc=False):
     """What was sent to a run and is not consumed yet."""
 
     id: UUID
@@ -57,8 +55,7 @@ class Mail:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedRun:
+class ClaimedRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """What a claim answers for one run; `memo` is in the order of seq and does not hold the input."""
 
     id: UUID
@@ -77,7 +74,6 @@ class ClaimedRun:
     reason: str | None
     input: bytes
     meta: bytes
-    created_at: datetime
     claimed_at: datetime
     memo: tuple[MemoRow, ...]
     waits: tuple[StoredWait, ...] = ()
@@ -184,12 +180,13 @@ class Batch:
         self.waiters.clear()
 
 
-@dataclass(slots=True, eq=False)
-class LiveRun:
+class LiveRun(msgspec.Struct, eq=False):
     """A claimed run while this worker executes it."""
 
     claimed: ClaimedRun
     next_seq: int
+    packed_id: bytes = b""
+    """The run's id as Postgres has it."""
     is_observed: bool = False
     """A client watches all that happens to it."""
     goes_on: bool = False
@@ -202,12 +199,15 @@ class LiveRun:
     """The database refuses its data: nothing that is queued for it becomes durable, but its end."""
     gate: asyncio.Event | None = None
     """Held shut by a transactional step between its seq and its commit: no other outcome may take a seq meanwhile."""
-    assigned: set[int] = field(default_factory=set[int])
+    assigned: set[int] = msgspec.field(default_factory=set[int])
     """Seqs of outcomes that are stored, or on their way, before the handler has them."""
     gate_opened: Callable[[], None] | None = None
     """What could not be kept meanwhile can be now."""
     notes: int = 0
     """Numbers what is written beside the journal, so that a repeated flush writes it once."""
+
+    def __post_init__(self) -> None:
+        self.packed_id = self.claimed.id.bytes
 
     def open_gate(self) -> None:
         gate, self.gate = self.gate, None
@@ -226,8 +226,7 @@ class LiveRun:
         return seq
 
 
-@dataclass(slots=True)
-class Row:
+class Row(msgspec.Struct, eq=False):
     """One outcome on its way into the journal."""
 
     run: LiveRun

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from kedge.codecs import lacks_codec
 from kedge.errors import DamagedPayloadError, NotDecodableError
