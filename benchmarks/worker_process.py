@@ -1,8 +1,8 @@
-"""A worker process as an application would run it, which also counts what it says to Postgres."""
+"""A worker process as `kedge-worker run` makes it, which also counts what it says to Postgres."""
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 import resource
 import sys
@@ -18,6 +18,7 @@ from benchmarks.peers.with_kedge import handle_event, handle_fan, handle_one, ha
 from benchmarks.workflows import handle_holding, handle_large, handle_one_step, handle_ten_steps
 from kedge_worker import Worker
 from kedge_worker._pipeline import Call, Pipeline
+from kedge_worker._process import run_as_process
 
 HANDLERS: Final = {
     handler.ref.name: handler
@@ -53,6 +54,11 @@ def peak_kib() -> int:
     return next(int(line.split()[1]) for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM"))
 
 
+async def _work(worker: Worker) -> int:
+    await worker.run()
+    return 0
+
+
 def main() -> None:
     url, in_flight, *names = sys.argv[1:]
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -61,7 +67,7 @@ def main() -> None:
     say_ready_and_wait()
     # The one place that all leased statements pass; a microsecond a flush.
     with patch.object(Pipeline, "roundtrip", _counting):
-        asyncio.run(worker.run())
+        run_as_process(functools.partial(_work, worker), lease_s=worker.settings.lease_s)
     say_last_words({**_counted, "peak_kib": peak_kib()})
 
 

@@ -313,6 +313,8 @@ class Executor:
         run = execution.run
         del self._executions[run]
         self.waits_changed(execution)
+        if not execution.branches.others:
+            execution.branches.close()
         if run.lost or execution.settled:
             self._free(run)
         if not self._executions and self._quiet is not None and not self._quiet.done():

@@ -429,6 +429,7 @@ class Flusher:
             self._events.sent(batch)
         if batch.moves:
             self._events.settled([run for run, _ in batch.moves], ())
+        batch.clear()
 
 
 _NOTHING: Final = Batch()

@@ -7,6 +7,7 @@ Only for `kedge-worker run` and the children that it starts: a process that belo
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -41,6 +42,9 @@ def run_as_process(work: Callable[[], Coroutine[Any, Any, int]], *, lease_s: flo
     So does a `sys.exit` in a callback of the application's, which leaves the event loop with no handler to answer for
     it: the process dies with its runs, as with `os._exit`. To give them back would let it kill workers for ever.
     """
+    # What was imported stays; the garbage collector need not look through it each time.
+    gc.collect()
+    gc.freeze()
     with asyncio.Runner() as runner:
         try:
             return runner.run(_watched(work, lease_s))

@@ -171,6 +171,12 @@ class Batch:
                     run.batch = successor
         self.wake()
 
+    def clear(self) -> None:
+        """It is stored, and nobody asks what was in it; its runs, which know it, live on."""
+        self.rows.clear()
+        self.moves.clear()
+        self.sides.clear()
+
     def wake(self) -> None:
         """Whoever waits looks again: its run is stored, lost, refused, or in another batch by now."""
         self.stored = True
