@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import dataclasses
 from uuid import UUID
 
 import psycopg
 import pytest
+from msgspec.structs import replace
 
 from kedge.ids import new_run_id
 from kedge.refs import WorkflowRef
@@ -176,7 +177,7 @@ async def test_what_the_database_refuses_is_raised_and_not_repeated(database_url
 
 
 def replace_epoch(run: moves.Claimed, epoch: int) -> moves.Claimed:
-    return replace(run, epoch=epoch)
+    return dataclasses.replace(run, epoch=epoch)
 
 
 async def until_blocked(db: Session) -> None:

@@ -101,7 +101,9 @@ async def test_a_claim_of_nothing_answers_nothing_though_the_claim_before_took_s
 # ---- flush --------------------------------------------------------------------------------------------------------
 
 
-async def test_one_flush_keeps_ends_gives_back_and_claims_in_one_round_trip_and_one_commit(database_url: str, db: Session) -> None:
+async def test_one_flush_keeps_ends_gives_back_and_claims_in_one_round_trip_and_one_commit(
+    database_url: str, db: Session
+) -> None:
     moves.started(db, 5)
     async with FaultProxy(database_url) as proxy, open_store(proxy.url) as writer:
         keeping, ending, failing, released = await claimed(writer, 4)

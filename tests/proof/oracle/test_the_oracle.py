@@ -46,6 +46,7 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "an event came twice": ("I8", "update kedge.journal set value = '\\x0130' where kind = 'e'"),
     "an event came from nowhere": ("I8", "update kedge.journal set value = '\\x013737' where key = 'e0'"),
     "a body ran twice": ("I6", the_first("body", lambda line: [line, line])),
+    "the life that ended was not told all": ("I7", the_first("told", lambda _: [])),
     "a start answered another run": ("I1", the_first("start.ok", lambda line: [{**line, "run": "another"}])),
     "a client got another value": ("I11", the_first("result.ok", lambda line: [{**line, "value": "another"}])),
 }
@@ -76,6 +77,20 @@ def test_a_sound_fleet_breaks_nothing(sound: tuple[str, Path]) -> None:
     assert report.counts["completed"] == report.counts["runs"] >= 60
     assert report.counts["extra_bodies"] == 0
     assert min(report.counts[what] for what in ("start.ok", "send.ok", "effects", "bodies", "outcomes")) > 0
+
+
+def test_the_last_words_of_a_worker_that_was_frozen_come_late_and_break_nothing(
+    sound: tuple[str, Path], tmp_path: Path
+) -> None:
+    lines = read_journals(sound[1])
+    told = next(line for line in lines if line["what"] == "told")
+    own = [line for line in lines if line.get("life") == told["life"]]
+    frozen = [{**line, "life": "frozen"} for line in own]
+    at = max(place for place, line in enumerate(frozen) if line["what"] == "told")
+    frozen[at] = {**frozen[at], "value": "never kept"}
+    written([*lines, *frozen], tmp_path)
+
+    assert check(sound[0], tmp_path).violations == []
 
 
 def test_killed_workers_break_nothing(database_url: str, tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 import kedge_worker._sealing as sealing
 from kedge import DamagedPayloadError, KeyMissingError, RunFailedError
