@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +96,10 @@ def summarise(reporter: pytest.TerminalReporter) -> None:
     kept: list[dict[str, object]] = json.loads(file.read_text("utf-8")) if file.exists() else []
     commit = _commit()
     found = [one for one in kept if one["test"] not in measured] + [{**one, "commit": commit} for one in figures]
-    file.write_text(json.dumps(found, indent=1), "utf-8")
+    # In one piece: tests run tests, which have figures too.
+    whole = FIGURES / f"{now}.{os.getpid()}"
+    whole.write_text(json.dumps(found, indent=1), "utf-8")
+    whole.replace(file)
 
 
 def _commit() -> str:
