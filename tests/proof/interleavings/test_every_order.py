@@ -30,6 +30,7 @@ from tests.integration import (
     test_moves_waits,
 )
 from tests.proof.interleavings import (
+    pairs_claiming_flushes,
     pairs_families,
     pairs_letters,
     pairs_requests,
@@ -49,6 +50,7 @@ from tests.proof.kit.plugin import Figure
 from tests.sessions import Session
 
 ROOMS: Final = (
+    pairs_claiming_flushes,
     pairs_families,
     pairs_letters,
     pairs_requests,
