@@ -15,12 +15,12 @@ from uuid import UUID
 from kedge.errors import KedgeError, SchemaError, UsageError
 from kedge.schema import check_schema_name
 from kedge.schema.privileges import ROLES, role_name, roles_sql
+from kedge_worker._child_process import Parent
 from kedge_worker._errors import PostgresError, TroubleError, is_gone
 from kedge_worker._migrator import full_sql, install_roles, migrate, pending
 from kedge_worker._process import run_as_process
 from kedge_worker._settings import database_url
 from kedge_worker._solo import Target
-from kedge_worker._solo_child import Parent
 from kedge_worker._worker import Worker
 
 OK: Final = 0

@@ -18,6 +18,7 @@ from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, InvalidOptionError, PrivilegesError, SchemaError, UnavailableError
 from kedge.retry import Retry
 from kedge.schema import SCHEMA_VERSION
+from kedge_worker._child_process import Parent
 from kedge_worker._definitions import check_retry
 from kedge_worker._errors import (
     PostgresError,
@@ -34,7 +35,7 @@ from kedge_worker._registry import Registry, Workflow
 from kedge_worker._retention import AnyRetention
 from kedge_worker._settings import WorkerSettings, make_settings
 from kedge_worker._solo import Target
-from kedge_worker._solo_child import Parent, work_alone
+from kedge_worker._solo_child import work_alone
 
 _log: Final = logging.getLogger("kedge.worker")
 
