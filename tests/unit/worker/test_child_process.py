@@ -33,7 +33,7 @@ def child(how: str) -> Generator[tuple[subprocess.Popen[str], socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         command = [sys.executable, "-c", SCRIPT, how]
-        process = subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.PIPE, text=True)
         with process:
             theirs.close()
             try:

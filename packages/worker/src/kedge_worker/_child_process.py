@@ -29,7 +29,7 @@ async def spawn(
                 sys.executable,
                 *("-m", "kedge_worker", *arguments),
                 cwd=folder,
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 process_group=process_group,
             )
         except BaseException:
