@@ -180,6 +180,21 @@ def test_processes_give_everything_back_and_end_when_the_command_is_killed(
         assert (client.get(run).status, client.get(run).crashes) == ("pending", 0)
 
 
+def test_a_database_that_is_away_is_waited_for_and_ends_nothing(breakable_postgres: PostgresServer) -> None:
+    server = breakable_postgres
+    with crew(server.url) as workers:
+        server.stop()
+        all_of_them = workers.start(processes=2)
+        wait_until(lambda: "no database yet" in workers.log(all_of_them), "the first has tried")
+
+        server.start()
+
+        with psycopg.connect(server.url, autocommit=True) as conn:
+            wait_until(lambda: count(conn, WORKERS) == 2, "both work")
+        assert workers.end(all_of_them) == OK
+        assert "the next one starts" not in workers.log(all_of_them)
+
+
 # ---------------------------------------------------------------- what is wrong for all
 
 

@@ -103,7 +103,7 @@ class Processes:
             child = ChildProcess(*await spawn("one", self._target, process_group=0))
         except OSError as error:
             how = f"process {which} was not started: {error}"
-            if not self._working:
+            if not self._working and not self._stop.is_set():
                 self._give_up(how, 1)
             return how
         self._children.add(child)
