@@ -28,8 +28,11 @@ class Crew:
         self._settings = settings
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, target: str = "tests.scenarios.shop:worker") -> subprocess.Popen[bytes]:
-        """Start one worker process; returns at once."""
+    def start(
+        self, target: str = "tests.scenarios.shop:worker", *, processes: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start one worker process, or a command that starts several; returns at once."""
+        several = [] if processes is None else ["--processes", str(processes)]
         environment = {
             **os.environ,
             "KEDGE_DATABASE_URL": self.url,
@@ -39,7 +42,7 @@ class Crew:
         # Into a file: a pipe that nobody reads would stop the worker as soon as it is full.
         with open(self._folder / f"log{len(self._processes)}", "w", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "kedge_worker", "run", target], env=environment, stderr=log
+                [sys.executable, "-m", "kedge_worker", "run", target, *several], env=environment, stderr=log
             )
         self._processes.append(process)
         return process

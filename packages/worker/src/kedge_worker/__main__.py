@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import difflib
 import importlib
 import logging
@@ -15,12 +16,13 @@ from uuid import UUID
 from kedge.errors import KedgeError, SchemaError, UsageError
 from kedge.schema import check_schema_name
 from kedge.schema.privileges import ROLES, role_name, roles_sql
+from kedge_worker._child_process import Parent
 from kedge_worker._errors import PostgresError, TroubleError, is_gone
 from kedge_worker._migrator import full_sql, install_roles, migrate, pending
 from kedge_worker._process import run_as_process
+from kedge_worker._processes import Processes, read_processes
 from kedge_worker._settings import database_url
 from kedge_worker._solo import Target
-from kedge_worker._solo_child import Parent
 from kedge_worker._worker import Worker
 
 OK: Final = 0
@@ -33,21 +35,25 @@ WRONG_SCHEMA: Final = 5
 def main(arguments: Sequence[str] | None = None) -> int:
     """
     Exit codes: 0 done, 1 failed, 2 wrong usage, 4 database not reached, 5 schema missing, older or newer, 6 a handler
-    has blocked the event loop for three leases.
+    has blocked the event loop for three leases. Of several processes the first that is not 0, when they were asked to
+    end; 128 and a signal's number for one that was killed.
     """
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=os.environ.get("LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
     # The worker reads its settings where it is made, which is in the module that `run` imports.
     if options.database_url:
         os.environ["KEDGE_DATABASE_URL"] = options.database_url
     if options.schema:
         os.environ["KEDGE_SCHEMA"] = options.schema
     try:
+        processes = read_processes(options.processes) if options.command == "run" else 1
+        _begin_log(is_shared=options.command in ("one", "solo") or processes > 1)
         match options.command:
+            case "run" if processes > 1:
+                return asyncio.run(Processes(options.target, processes).run())
             case "run":
                 return _run(options.target)
+            case "one":
+                return _one(options.target)
             case "solo":
                 return _solo(options.target, options.child_id)
             case "roles":
@@ -69,7 +75,15 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{run,migrate,roles}")
     run = commands.add_parser("run", help="run a worker until SIGTERM")
     run.add_argument("target", metavar="module:worker", help="where the Worker object is, such as shop.worker:worker")
-    # What a worker starts by itself: not for people, so without help.
+    run.add_argument(
+        "--processes",
+        metavar="N",
+        help="how many processes, for as many cores; each is a worker of its own, with its own row, lease, connections"
+        " and concurrency. default: KEDGE_PROCESSES, else 1",
+    )
+    # What is started by the command itself: not for people, so without help.
+    one = commands.add_parser("one")
+    one.add_argument("target")
     solo = commands.add_parser("solo")
     solo.add_argument("target")
     solo.add_argument("child_id", type=UUID)
@@ -79,10 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--sql", action="store_true", help="print the whole schema as SQL, without a database")
     roles = commands.add_parser("roles", help="install the roles of owner, clients, workers and admins")
     roles.add_argument("--sql", action="store_true", help="print them as SQL, without a database")
-    for command in (run, solo, migrate, roles):
+    for command in (run, one, solo, migrate, roles):
         command.add_argument("--database-url", help="default: KEDGE_DATABASE_URL, DATABASE_URL, libpq's environment")
         command.add_argument("--schema", help="default: KEDGE_SCHEMA, else kedge")
     return parser
+
+
+def _begin_log(*, is_shared: bool) -> None:
+    """Shared with other processes, a line says from which it is."""
+    logging.basicConfig(
+        level=os.environ.get("LOG_LEVEL", "INFO").upper(),
+        format=f"%(asctime)s {'%(process)d ' if is_shared else ''}%(levelname)s %(name)s %(message)s",
+    )
 
 
 def _run(target: str) -> int:
@@ -91,6 +113,18 @@ def _run(target: str) -> int:
 
     async def work() -> int:
         await worker.run()
+        return OK
+
+    return run_as_process(work, lease_s=worker.settings.lease_s)
+
+
+def _one(target: str) -> int:
+    parent = Parent()
+    worker = _load(target)
+    worker.target = Target(target, os.getcwd())
+
+    async def work() -> int:
+        await worker.run_as_one(parent)
         return OK
 
     return run_as_process(work, lease_s=worker.settings.lease_s)

@@ -8,14 +8,14 @@ where this worker was imported; or, where that is not known, in this process whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import sys
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from uuid import UUID, uuid4
 
+from kedge_worker._child_process import ChildProcess, spawn
 from kedge_worker._errors import PostgresError, does_not_fit
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ class Target(NamedTuple):
     """The working directory in which that was so."""
 
 
-class Child:
-    """A worker in a process of its own. When this process dies it sees its standard input end, and goes as well."""
+class Child(ChildProcess):
+    """A worker in a process of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, worker_id: UUID) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, pipe: socket.socket, worker_id: UUID) -> None:
+        super().__init__(process, pipe)
         self.worker_id = worker_id
         self.has_begun = False
         """Whether its row has been seen."""
@@ -55,48 +55,7 @@ class Child:
     @classmethod
     async def start(cls, target: Target) -> Self:
         worker_id = uuid4()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "kedge_worker", "solo", target.name, str(worker_id)),
-            cwd=target.folder,
-            stdin=asyncio.subprocess.PIPE,
-        )
-        return cls(process, worker_id)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def code(self) -> int | None:
-        """Its exit code, or minus the number of the signal that ended it; None: it runs."""
-        return self._process.returncode
-
-    async def ended(self, within_s: float, *, hurry: asyncio.Event | None = None) -> bool:
-        """Wait for its end, so long or until somebody is in a hurry; answers whether it has come."""
-        waited: list[asyncio.Task[object]] = [asyncio.create_task(self._process.wait())]
-        if hurry is not None:
-            waited.append(asyncio.create_task(hurry.wait()))
-        try:
-            await asyncio.wait(waited, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for one in waited:
-                one.cancel()
-        return self._process.returncode is not None
-
-    def ask_to_end(self) -> None:
-        """Let it end its run within its grace, or give it back."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-
-    def let_go(self) -> None:
-        """Let it give its run back at once."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        return cls(*await spawn("solo", target.name, str(worker_id), folder=target.folder), worker_id)
 
 
 class Solo:

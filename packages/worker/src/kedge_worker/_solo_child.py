@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -24,43 +21,11 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from kedge.codecs import PayloadCodec
+    from kedge_worker._child_process import Parent
     from kedge_worker._registry import Registry
     from kedge_worker._settings import WorkerSettings
 
 _log: Final = logging.getLogger("kedge.worker")
-
-_LAST_S: Final = 20.0
-
-
-class Parent:
-    """
-    The process that has started this one: our standard input ends when it lets us go, or dies.
-
-    Make it before the application's code is imported: from then on that finds nothing in its standard input.
-    """
-
-    def __init__(self) -> None:
-        self._pipe = os.dup(0)
-        with open(os.devnull, "rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
-        self._gone = threading.Event()
-        self._heard: Callable[[], object] = _nobody
-        threading.Thread(target=self._watch, name="kedge-parent", daemon=True).start()
-
-    def when_gone(self, heard: Callable[[], object]) -> None:
-        """Call this, in a thread of its own, when the parent has gone; at once if it has."""
-        self._heard = heard
-        if self._gone.is_set():
-            heard()
-
-    def _watch(self) -> None:
-        while os.read(self._pipe, 100):
-            pass
-        self._gone.set()
-        self._heard()
-        # Code that blocks the event loop must not stay behind for ever.
-        time.sleep(_LAST_S)
-        os._exit(1)
 
 
 async def work_alone(
@@ -76,7 +41,7 @@ async def work_alone(
 
     with _stopped_by_signals(loop, stop):
         # Not by a second signal: a whole group of processes gets it from the terminal, and this one its parent's too.
-        parent.when_gone(lambda: _tell(loop, gone))
+        parent.when_gone(gone)
         queues = tuple(map(solo_lane, settings.queues))
         alone = msgspec.structs.replace(settings, queues=queues, concurrency=1)
         life = Life(alone, registry, child_id=child_id, codec=codec)
@@ -123,12 +88,3 @@ def _stopped_by_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) ->
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, news: Callable[[], object]) -> None:
-    with contextlib.suppress(RuntimeError):  # closed
-        loop.call_soon_threadsafe(news)
-
-
-def _nobody() -> None:
-    pass

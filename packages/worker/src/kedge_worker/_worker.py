@@ -18,6 +18,7 @@ from kedge.durations import Duration, parse_duration
 from kedge.errors import DefinitionError, InvalidOptionError, PrivilegesError, SchemaError, UnavailableError
 from kedge.retry import Retry
 from kedge.schema import SCHEMA_VERSION
+from kedge_worker._child_process import Parent
 from kedge_worker._definitions import check_retry
 from kedge_worker._errors import (
     PostgresError,
@@ -34,7 +35,7 @@ from kedge_worker._registry import Registry, Workflow
 from kedge_worker._retention import AnyRetention
 from kedge_worker._settings import WorkerSettings, make_settings
 from kedge_worker._solo import Target
-from kedge_worker._solo_child import Parent, work_alone
+from kedge_worker._solo_child import work_alone
 
 _log: Final = logging.getLogger("kedge.worker")
 
@@ -138,17 +139,8 @@ class Worker:
             InvalidOptionError: The URL leads to a connection pooler.
         """
         stop, hurry = self._begin()
-        if hosts := self.settings.hosts_in_clear():
-            _log.warning(
-                "worker: what goes to and from %s may go in clear, and nobody checks who answers there;"
-                " say sslmode=verify-full and sslrootcert= in the database's URL",
-                ", ".join(hosts),
-            )
         with self._handling_signals(stop, hurry) if signals else contextlib.nullcontext():
-            try:
-                await self._live_and_live_again(stop, hurry)
-            finally:
-                self._end()
+            await self._work(stop, hurry)
 
     async def stop(self, *, grace: Duration | None = None) -> None:
         """Stop claiming, let handlers end for as long as the grace allows, give the rest back, and return."""
@@ -157,6 +149,21 @@ class Worker:
         if self._stop is not None and self._stopped is not None:
             self._stop.set()
             await self._stopped.wait()
+
+    async def run_as_one(self, parent: Parent) -> None:
+        """Be one of several processes, `kedge-worker one`: as `run`, and who has started them hears when this works."""
+        stop, hurry = self._begin()
+
+        def gone() -> None:
+            stop.set()
+            hurry.set()
+
+        self._started = asyncio.get_running_loop().create_future()
+        self._started.add_done_callback(lambda _: parent.say_that_we_work())
+        parent.when_gone(gone)
+        # A second signal is none to hurry: who signals all processes reaches this one twice, the parent passes it on.
+        with self._handling_signals(stop, asyncio.Event()):
+            await self._work(stop, hurry)
 
     async def run_solo(self, child_id: UUID, parent: Parent) -> int:
         """Be the child process of a worker: `kedge-worker solo`. Answers the exit code."""
@@ -222,6 +229,18 @@ class Worker:
         if self._stopped is not None:
             self._stopped.set()
         self._stop = None
+
+    async def _work(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        if hosts := self.settings.hosts_in_clear():
+            _log.warning(
+                "worker: what goes to and from %s may go in clear, and nobody checks who answers there;"
+                " say sslmode=verify-full and sslrootcert= in the database's URL",
+                ", ".join(hosts),
+            )
+        try:
+            await self._live_and_live_again(stop, hurry)
+        finally:
+            self._end()
 
     async def _live_and_live_again(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         pause_s = 0.05
