@@ -225,7 +225,6 @@ class Executor:
             root = execution.branches.root
             root.task = task
             branches.by_task[task] = root
-            execution.interrupt = task.cancel
         else:
             task = asyncio.Task(
                 self._run(execution, handle_in_thread(execution, workflow, self._handler_threads)), loop=loop
@@ -233,6 +232,14 @@ class Executor:
         execution.task = task
 
     async def _run(self, execution: Execution, handling: Coroutine[Any, Any, Outcome]) -> None:
+        if execution.closed:  # stopped before it has begun
+            handling.close()
+            execution.noticed = True
+            execution.tasks.by_task.pop(execution.task, None)
+            self._ended(execution, execution.outcome or Released())
+            return
+        if not execution.is_sync and execution.task is not None:
+            execution.interrupt = execution.task.cancel  # not before: a task that has not begun would not come here
         try:
             outcome = await handling
         except BaseException as error:  # noqa: BLE001  # GeneratorExit out of a future closes the coroutine that awaits it
