@@ -158,12 +158,21 @@ class RunBranches:
             self.turns = self._make_turns(self)
         self.turns.stir()
 
+    def end(self) -> None:
+        """The handler has ended. Nothing of this refers to its execution, or to one another, any more."""
+        self._make_turns = _no_turns
+        self.root.run = None
+
     def remove(self, task: Task) -> None:
         self.others -= 1
         self.tasks.discard(task)
         self.loose.discard(task)
         if self.turns is not None:
             self.turns.stir()
+
+
+def _no_turns(_: RunBranches) -> Turns:
+    raise RuntimeError("the handler has ended: its first branch comes too late")
 
 
 class BranchTasks:

@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane
+from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane, Taken
 from kedge_worker._errors import TroubleError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Claimer:
         self._asked = False
         self._bell = asyncio.Event()
         self._slot = asyncio.Event()
-        self._answer: asyncio.Future[ClaimAnswer] | None = None
+        self._answer: asyncio.Future[Taken] | None = None
         self._may_be_registered = False
         self.sleeps = False
         """Whether it waits for its bell, with free slots and with nothing to claim for all it knows."""
@@ -89,14 +89,14 @@ class Claimer:
 
     def answered(self, answer: ClaimAnswer) -> None:
         self._asked = False
-        if len(answer.runs) < answer.limit:
+        if not answer.is_full:
             self._floors.clear()
             self._hungry = False
         else:
             self._floors.update(answer.highest)
             self._most = min(self._most * 2, _MAX_CLAIM)
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(answer)
+            self._answer.set_result(Taken(len(answer.runs), answer.is_full))
 
     def unanswered(self) -> None:
         """The connection broke or the claim was refused: ask again."""
@@ -134,7 +134,7 @@ class Claimer:
 
     # ---- its own task
 
-    async def look(self) -> ClaimAnswer:
+    async def look(self) -> Taken:
         """Claim when there is a free slot, from one share of the lanes after the other until something comes."""
         answer = await self._look()
         for _ in range(_MAX_LANES, len(self._lanes), _MAX_LANES):
@@ -159,10 +159,10 @@ class Claimer:
                 _log.warning("claimer: %s", error)
                 await self._wait(random.uniform(0.2, 1))  # noqa: S311  # jitter
                 continue
-            if len(answer.runs) < answer.limit:
+            if not answer.is_full:
                 await self._wait(_LINGER_S)
 
-    async def _look(self) -> ClaimAnswer:
+    async def _look(self) -> Taken:
         while self._free(0) <= 0:
             self._slot.clear()
             await self._slot.wait()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 import kedge_worker._binary as _binary
@@ -42,6 +42,18 @@ class ClaimAnswer:
     runs: list[ClaimedRun]
     highest: dict[Lane, tuple[int, int]]
     has_mail: bool
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there may be more."""
+        return len(self.runs) == self.limit
+
+
+class Taken(NamedTuple):
+    """What is said of a claim when its runs are on their way: they live no longer than they are executed."""
+
+    runs: int
+    is_full: bool
 
 
 def read_claim(

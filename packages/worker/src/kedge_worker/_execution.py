@@ -83,6 +83,7 @@ class Execution(KeptValues):
         "closed",
         "deadline",
         "in_threads",
+        "insisting",
         "interrupt",
         "journal",
         "left_behind",
@@ -157,6 +158,8 @@ class Execution(KeptValues):
         """The root's: it ends with the handler."""
         self.interrupt: Callable[[], object] = _nothing
         """Make the handler notice that it is closed."""
+        self.insisting: asyncio.TimerHandle | None = None
+        """What comes when it has not unwound in time."""
         self.clock: RunClock | None = None
         self.started = time.monotonic()
         self.active = 0
@@ -199,6 +202,19 @@ class Execution(KeptValues):
                 timer.cancel()
         if self.branches.turns is not None:
             self.branches.turns.close()
+
+    def release(self) -> None:
+        """
+        The handler has ended, and nobody asks any more. What refers to one another is taken apart: with its payloads it
+        would wait for the garbage collector, which counts objects and not bytes.
+        """
+        if self.insisting is not None:
+            self.insisting.cancel()
+        self.interrupt = _nothing
+        self.branches.end()
+        self.memo = self.outcome = self.metadata = None
+        if self.waits is not None:
+            self.waits = self.run.gate_opened = None
 
     def lose(self) -> LeaseLostError:
         self.run.lost = True

@@ -267,7 +267,7 @@ class Executor:
     def stopped(self, execution: Execution) -> None:
         if current_task() is not execution.task:
             execution.interrupt()
-        execution.loop.call_later(UNWINDING_S, self._insist, execution)
+        execution.insisting = execution.loop.call_later(UNWINDING_S, self._insist, execution)
 
     def rests(self, execution: Execution) -> None:
         self._parking.rests(execution)
@@ -306,7 +306,7 @@ class Executor:
         execution.interrupt()
         for child in execution.branches.tasks:
             child.cancel()
-        execution.loop.call_later(UNWINDING_S, self._insist, execution)
+        execution.insisting = execution.loop.call_later(UNWINDING_S, self._insist, execution)
 
     # ---- leaving
 
@@ -320,6 +320,7 @@ class Executor:
         run = execution.run
         del self._executions[run]
         self.waits_changed(execution)
+        execution.release()
         if run.lost or execution.settled:
             self._free(run)
         if not self._executions and self._quiet is not None and not self._quiet.done():

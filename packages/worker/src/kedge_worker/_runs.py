@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from kedge_worker._side_writes import START_CHILDREN, started_lane
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kedge.start_terms import StartTerms
     from kedge_worker._outcomes import Move, RowKind
     from kedge_worker._side_writes import SideWrite
+
+_LARGE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +176,16 @@ class Batch:
                 if run.batch is self:
                     run.batch = successor
         self.wake()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """
+        Hold nothing any more: what there was to write is stored, lost, or in another batch.
+
+        A run names its last batch for as long as it lives, and the batch named the runs: with their payloads they would
+        wait for the garbage collector, which counts objects and not bytes.
+        """
+        self.rows, self.moves, self.sides = [], [], {}
 
     def wake(self) -> None:
         """Whoever waits looks again: its run is stored, lost, refused, or in another batch by now."""
@@ -215,6 +227,11 @@ class LiveRun:
             gate.set()
             if self.gate_opened is not None:
                 self.gate_opened()
+
+    def forget_input(self) -> None:
+        """The handler has it."""
+        if len(self.claimed.input) > _LARGE:
+            self.claimed = replace(self.claimed, input=b"")
 
     def take_note(self) -> int:
         self.notes += 1
