@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane, Taken
 from kedge_worker._errors import TroubleError
+from kedge_worker._statements import CLAIM_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ _FLOOR_AGE_S: Final = 1.0
 # After a claim that brought something, the next start is likely to be near: look again that much later, without
 # a sleeper's row, so that batches form by themselves and the doorbell stays silent under load.
 _LINGER_S: Final = 0.001
-_MAX_CLAIM: Final = 500
+MAX_CLAIM: Final = 500
 
 
 class Claimer:
@@ -53,7 +54,7 @@ class Claimer:
         self._lanes: list[Lane] = list(itertools.product(queues, workflows))
         self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
-        self._most = _MAX_CLAIM
+        self._most = MAX_CLAIM
         self._free = free
         self._poke = poke
         self._floors: dict[Lane, tuple[int, int]] = {}
@@ -94,7 +95,8 @@ class Claimer:
             self._hungry = False
         else:
             self._floors.update(answer.highest)
-            self._most = min(self._most * 2, _MAX_CLAIM)
+            self._most = min(self._most * 2, MAX_CLAIM)
+        self._most = min(self._most, fitting(answer))
         if self._answer is not None and not self._answer.done():
             self._answer.set_result(Taken(len(answer.runs), answer.is_full))
 
@@ -191,3 +193,12 @@ class Claimer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._bell.wait()
+
+
+def fitting(answer: ClaimAnswer) -> int:
+    """How many runs the next claim may take if they are like these, for its answer to be of a moderate size."""
+    count = len(answer.runs)
+    if answer.was_cut:
+        return max(1, count)
+    size = answer.input_bytes
+    return max(1, CLAIM_BYTES * count // size) if size > CLAIM_BYTES // 2 else MAX_CLAIM

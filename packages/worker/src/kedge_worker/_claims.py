@@ -36,17 +36,25 @@ class ClaimRequest:
 
 @dataclass(frozen=True, slots=True)
 class ClaimAnswer:
-    """What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty."""
+    """
+    What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty, `was_cut`
+    that more was there within the limit, and too large to be taken together.
+    """
 
     limit: int
     runs: list[ClaimedRun]
     highest: dict[Lane, tuple[int, int]]
     has_mail: bool
+    was_cut: bool = False
 
     @property
     def is_full(self) -> bool:
         """Whether there may be more."""
-        return len(self.runs) == self.limit
+        return self.was_cut or len(self.runs) == self.limit
+
+    @property
+    def input_bytes(self) -> int:
+        return sum([len(run.input) for run in self.runs])
 
 
 class Taken(NamedTuple):
@@ -110,7 +118,8 @@ def read_claim(
                 mail=tuple(mail.get(run_id, ())),
             )
         )
-    return ClaimAnswer(request.limit, runs, highest, value_of(taken, 0, 0) == b"\x01")
+    was_cut = value_of(taken, 0, 17) == b"\x01"
+    return ClaimAnswer(request.limit, runs, highest, value_of(taken, 0, 0) == b"\x01", was_cut)
 
 
 def _waits(result: PGresult) -> dict[bytes, list[StoredWait]]:

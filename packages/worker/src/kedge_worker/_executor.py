@@ -16,7 +16,7 @@ from kedge_worker._execution import Execution
 from kedge_worker._handling import UNWINDING_S, current_task, end_leftovers, handle, handle_in_thread, outcome_of
 from kedge_worker._outcomes import Cancelled, End, Mismatched, Outcome, Parked, Raised, Released, Returned, next_move
 from kedge_worker._parking import Parking
-from kedge_worker._runs import ChildStarts, ClaimedRun, Journal, LiveRun, Transactions
+from kedge_worker._runs import ChildStarts, ClaimedRun, Journal, LiveRun, Transactions, slots_of
 from kedge_worker._threads import Threads
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Executor:
         self._branches: BranchTasks | None = None
         self._resources = contextlib.ExitStack()
         self._executions: dict[LiveRun, Execution] = {}
+        self._heavy: set[LiveRun] = set()
         self._outcomes: dict[LiveRun, Outcome] = {}
         self._leaving = False
         self._quiet: asyncio.Future[None] | None = None
@@ -97,6 +98,8 @@ class Executor:
         """Execute a claimed run; one that is said to be unreadable is put off with that reason."""
         run = LiveRun(claimed, claimed.next_seq, is_observed=claimed.is_observed)
         self.runs[claimed.id] = run
+        if claimed.memo or claimed.mail:
+            self._weigh(run)
         workflow = self._registry.get(claimed.workflow)
         if claimed.request == "x":
             self._move(run, Cancelled(claimed.reason))
@@ -111,6 +114,11 @@ class Executor:
         else:
             self._execute(run, workflow, self._branches)
         return run
+
+    @property
+    def more_slots(self) -> int:
+        """How many slots the runs in memory take beyond one each."""
+        return sum(run.slots - 1 for run in self._heavy) if self._heavy else 0
 
     def ask(self, run_id: UUID, request: str, reason: str | None) -> None:
         """
@@ -264,6 +272,11 @@ class Executor:
             self._move(run, outcome)
         self._leave(execution)
 
+    def replayed(self, execution: Execution) -> None:
+        self._weigh(execution.run)
+        if self._on_free is not None:
+            self._on_free()
+
     def stopped(self, execution: Execution) -> None:
         if current_task() is not execution.task:
             execution.interrupt()
@@ -335,11 +348,20 @@ class Executor:
 
     def _free(self, run: LiveRun) -> None:
         self._outcomes.pop(run, None)
+        if run.slots > 1:
+            self._heavy.discard(run)
         # The same run may have been claimed again meanwhile, with a later epoch.
         if self.runs.get(run.claimed.id) is run:
             del self.runs[run.claimed.id]
             if self._on_free is not None:
                 self._on_free()
+
+    def _weigh(self, run: LiveRun) -> None:
+        run.slots = slots_of(run.claimed)
+        if run.slots > 1:
+            self._heavy.add(run)
+        else:
+            self._heavy.discard(run)
 
     def _execution(self, run_id: UUID) -> Execution | None:
         run = self.runs.get(run_id)

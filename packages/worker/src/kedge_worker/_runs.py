@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from kedge_worker._side_writes import SideWrite
 
 _LARGE: Final = 4096
+_MIB: Final = 1024 * 1024
+_ROW_BYTES: Final = 400
+"""What a row takes in memory besides its payload, about; CLAIM counts the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,14 @@ class ClaimedRun:
     mail: tuple[Mail, ...] = ()
     home: UUID | None = None
     """What its input and values are encrypted for; None: itself. Another one's, if it was started by a rerun."""
+
+
+def slots_of(claimed: ClaimedRun) -> int:
+    """How many slots of its worker a run takes: one, which has room for its input, and one for each MiB of its past."""
+    size = sum(len(row.value) + len(row.meta) + _ROW_BYTES for row in claimed.memo)
+    size += sum(len(wait.state) + _ROW_BYTES for wait in claimed.waits)
+    size += sum(len(mail.payload) + _ROW_BYTES for mail in claimed.mail)
+    return 1 + size // _MIB
 
 
 class Waiter(Protocol):
@@ -204,6 +215,8 @@ class LiveRun:
     next_seq: int
     is_observed: bool = False
     """A client watches all that happens to it."""
+    slots: int = 1
+    """How many of its worker's it takes."""
     goes_on: bool = False
     """Its move out of this worker's hand is not its end."""
     batch: Batch | None = None
@@ -232,6 +245,10 @@ class LiveRun:
         """The handler has it."""
         if len(self.claimed.input) > _LARGE:
             self.claimed = replace(self.claimed, input=b"")
+
+    def forget_memo(self) -> None:
+        """All of it is handed out."""
+        self.claimed = replace(self.claimed, memo=())
 
     def take_note(self) -> int:
         self.notes += 1
