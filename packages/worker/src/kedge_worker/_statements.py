@@ -40,7 +40,7 @@ BEAT: Final = """
 # ---- claim ------------------------------------------------------------------------------------------------------
 
 CLAIM_BYTES: Final = 8 * 1024 * 1024
-"""What the answer of a claim may have behind its first run, about."""
+"""What an answer may have, about: of a claim behind its first run, of a look for mail behind its first letter."""
 
 # First statement of every leased transaction.
 HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
@@ -392,13 +392,19 @@ REQUESTS: Final = """
 """
 
 # For runs in memory that wait: unread mail that is not known yet, and waits whose time has come or is near.
+# Mail is answered up to the first letter with which it has so many bytes: then there may be more.
 NEW_MAIL: Final = """
     select m.run_id, m.id, m.seq, m.slot, m.payload
-      from unnest(%(runs)s::uuid[]) as i(id)
-     cross join lateral (
-           select * from kedge.events e
-            where e.run_id = i.id and e.consumed_seq is null and e.id <> all (%(known)s::uuid[])
-            order by e.seq limit 1000 offset 0) m
+      from (select e.run_id, e.id, e.seq, e.slot, e.payload, i.place,
+                   sum(octet_length(e.payload)) over (order by i.place, e.seq rows unbounded preceding)
+                   - octet_length(e.payload) as before
+              from unnest(%(runs)s::uuid[]) with ordinality as i(id, place)
+             cross join lateral (
+                   select * from kedge.events e
+                    where e.run_id = i.id and e.consumed_seq is null and e.id <> all (%(known)s::uuid[])
+                    order by e.seq limit 1000 offset 0) e) m
+     where m.before < %(bytes)s
+     order by m.place, m.seq
 """
 
 TIMES_UP: Final = """
