@@ -63,6 +63,12 @@ HOT: Final[dict[str, Hot]] = {
     "read what was claimed": Hot(
         side="journal", statement=worker.READ_CLAIMED, arguments=(), by={"journal_pkey"}, touches=3 * BATCH
     ),
+    "what fits into one answer": Hot(
+        side="journal",
+        statement="select kedge.fit_together($1::uuid[], 8388608)",
+        arguments=(crowd.run_ids("waiting", BATCH),),
+        blocks=20 * BATCH,
+    ),
     "keep": Hot(
         side="journal",
         statement=worker.KEEP,

@@ -13,6 +13,7 @@ import pytest
 from kedge_worker import _attendant
 from kedge_worker._attendant import Attendant
 from kedge_worker._runs import LiveRun, Mail
+from kedge_worker._statements import CLAIM_BYTES
 from kedge_worker._store import Store
 from kedge_worker._waits import Kept, RunWaits, Wait
 from tests.unit.worker.journal import MemoryJournal, bound, claim
@@ -29,10 +30,12 @@ class Inbox:
         self.asked = asyncio.Event()
         self.known: Sequence[UUID] = ()
         self.clock_looks = 0
+        self.most = 1000
+        """Letters in one answer; the real one counts bytes."""
 
     async def new_mail(self, _: Sequence[UUID], known: Sequence[UUID]) -> dict[UUID, list[Mail]]:
         self.known = list(known)
-        answer = {run: list(mail) for run, mail in self.mail.items()}
+        answer = {run: [one for one in mail if one.id not in known][: self.most] for run, mail in self.mail.items()}
         self.asked.set()
         await self.may_answer.wait()
         return answer
@@ -185,3 +188,20 @@ async def test_a_time_that_has_come_by_this_machines_clock_ends_when_it_has_come
         assert not wait.future.done()
         waiting.inbox.times = [(waiting.run_id, "check", 0, -0.001)]
         await wait.future
+
+
+async def test_a_look_ends_when_it_has_all_mail_however_large_and_only_then_a_time_is_up() -> None:
+    waiting = Waiting()
+    waiting.inbox.most = 1
+    other = uuid4()
+    waiting.inbox.mail[waiting.run_id] = [
+        Mail(other, 1, "e:other", b"0" * CLAIM_BYTES),
+        Mail(uuid4(), 2, "e:paid", b"in time"),
+    ]
+    wait = waiting.event()
+    waiting.waits.come("paid", 0)
+
+    await waiting.attendant.look()
+
+    assert served(wait) == b"in time"
+    assert waiting.inbox.known == [other]

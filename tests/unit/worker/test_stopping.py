@@ -44,6 +44,26 @@ async def begin(lives: Lives, **changes: Any) -> Any:
 # ---- the end of a handler
 
 
+@pytest.mark.parametrize("is_sync", [False, True], ids=["async", "sync"])
+async def test_a_run_that_is_stopped_before_its_handler_has_begun_leaves_all_the_same(is_sync: bool) -> None:
+    begun: list[str] = []
+
+    async def handler(_: Context) -> None:
+        begun.append("async")
+
+    def sync_handler(_: SyncContext) -> None:
+        begun.append("sync")
+
+    async with Lives(bound(sync_handler if is_sync else handler)) as lives:
+        claimed = claim(lives.workflow)
+        lives.executor.start(claimed)
+        lives.executor.ask(claimed.id, "x", "enough")
+        move = await lives.journal.moved(claimed.id)
+        await rounds()
+
+        assert (move, begun, lives.executor.runs) == (End("x", reason="enough"), [], {})
+
+
 async def test_a_run_leaves_memory_when_its_move_is_stored() -> None:
     async def handler(ctx: Context) -> int:
         return await ctx.step("a", echo, 7)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from kedge_worker._errors import PostgresError, does_not_fit
+from kedge_worker._statements import CLAIM_BYTES
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -100,10 +101,15 @@ class Attendant:
         known = [mail for waits in waiting.values() for mail in waits.known_mail()]
         # Only of these it is known afterwards that nothing has come before their time: others may be due by then.
         due = {run_id: waits.due() for run_id, waits in waiting.items()}
-        mail = await self._store.new_mail(list(waiting), known)
+        is_all = False
+        while not is_all:
+            mail = await self._store.new_mail(list(waiting), known)
+            for run_id, letters in mail.items():
+                waits = waiting[run_id]
+                waits.receive(self._opened(run_id, waits, letters))
+            known += [letter.id for letters in mail.values() for letter in letters]
+            is_all = sum(len(letter.payload) for letters in mail.values() for letter in letters) < CLAIM_BYTES
         for run_id, waits in waiting.items():
-            if run_id in mail:
-                waits.receive(self._opened(run_id, waits, mail[run_id]))
             waits.has_looked(due[run_id])
 
     async def look_at_clock(self) -> None:

@@ -158,6 +158,11 @@ class RunBranches:
             self.turns = self._make_turns(self)
         self.turns.stir()
 
+    def end(self) -> None:
+        """The handler has ended. Nothing of this refers to its execution, or to one another, any more."""
+        self._make_turns = _no_turns
+        self.root.run = None
+
     def remove(self, task: Task) -> None:
         self.others -= 1
         self.tasks.discard(task)
@@ -165,17 +170,9 @@ class RunBranches:
         if self.turns is not None:
             self.turns.stir()
 
-    def close(self) -> None:
-        """
-        The run has ended, and no task of it is left. What refers to itself waits for the garbage collector, and does so
-        in its way: of thousands of runs a second that is felt.
-        """
-        self._make_turns = _none_to_make
-        self.root.run = None
 
-
-def _none_to_make(_: RunBranches) -> Turns:
-    raise ForeignTaskError(_FOREIGN)
+def _no_turns(_: RunBranches) -> Turns:
+    raise RuntimeError("the handler has ended: its first branch comes too late")
 
 
 class BranchTasks:

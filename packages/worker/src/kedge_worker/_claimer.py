@@ -16,8 +16,9 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane
+from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane, Taken
 from kedge_worker._errors import TroubleError
+from kedge_worker._statements import CLAIM_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ _FLOOR_AGE_S: Final = 1.0
 # After a claim that brought something, the next start is likely to be near: look again that much later, without
 # a sleeper's row, so that batches form by themselves and the doorbell stays silent under load.
 _LINGER_S: Final = 0.001
-_MAX_CLAIM: Final = 500
+MAX_CLAIM: Final = 500
 
 
 class Claimer:
@@ -55,7 +56,7 @@ class Claimer:
         self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
         # Half of the slots: while Postgres writes for one half, Python executes the other.
-        self._cap = min(_MAX_CLAIM, (slots + 1) // 2)
+        self._cap = min(MAX_CLAIM, (slots + 1) // 2)
         self._most = self._cap
         self._free = free
         self._poke = poke
@@ -65,7 +66,7 @@ class Claimer:
         self._asked = False
         self._bell = asyncio.Event()
         self._slot = asyncio.Event()
-        self._answer: asyncio.Future[ClaimAnswer] | None = None
+        self._answer: asyncio.Future[Taken] | None = None
         self._may_be_registered = False
         self.sleeps = False
         """Whether it waits for its bell, with free slots and with nothing to claim for all it knows."""
@@ -92,14 +93,15 @@ class Claimer:
 
     def answered(self, answer: ClaimAnswer) -> None:
         self._asked = False
-        if len(answer.runs) < answer.limit:
+        if not answer.is_full:
             self._floors.clear()
             self._hungry = False
         else:
             self._floors.update(answer.highest)
             self._most = min(self._most * 2, self._cap)
+        self._most = min(self._most, fitting(answer))
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(answer)
+            self._answer.set_result(Taken(len(answer.runs), answer.is_full))
 
     def unanswered(self) -> None:
         """The connection broke or the claim was refused: ask again."""
@@ -137,7 +139,7 @@ class Claimer:
 
     # ---- its own task
 
-    async def look(self) -> ClaimAnswer:
+    async def look(self) -> Taken:
         """Claim when there is a free slot, from one share of the lanes after the other until something comes."""
         answer = await self._look()
         for _ in range(_MAX_LANES, len(self._lanes), _MAX_LANES):
@@ -162,10 +164,10 @@ class Claimer:
                 _log.warning("claimer: %s", error)
                 await self._wait(random.uniform(0.2, 1))  # noqa: S311  # jitter
                 continue
-            if len(answer.runs) < answer.limit:
+            if not answer.is_full:
                 await self._wait(_LINGER_S)
 
-    async def _look(self) -> ClaimAnswer:
+    async def _look(self) -> Taken:
         while self._free(0) <= 0:
             self._slot.clear()
             await self._slot.wait()
@@ -194,3 +196,12 @@ class Claimer:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._bell.wait()
+
+
+def fitting(answer: ClaimAnswer) -> int:
+    """How many runs the next claim may take if they are like these, for its answer to be of a moderate size."""
+    count = len(answer.runs)
+    if answer.was_cut:
+        return max(1, count)
+    size = answer.input_bytes
+    return max(1, CLAIM_BYTES * count // size) if size > CLAIM_BYTES // 2 else MAX_CLAIM

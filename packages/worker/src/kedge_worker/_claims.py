@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from kedge_worker._pipeline import Rows
 from kedge_worker._runs import ClaimedRun, Mail, MemoRow, StoredWait
@@ -28,12 +28,32 @@ class ClaimRequest:
 
 @dataclass(frozen=True, slots=True)
 class ClaimAnswer:
-    """What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty."""
+    """
+    What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty, `was_cut`
+    that more was there within the limit, and too large to be taken together.
+    """
 
     limit: int
     runs: list[ClaimedRun]
     highest: dict[Lane, tuple[int, int]]
     has_mail: bool
+    was_cut: bool = False
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there may be more."""
+        return self.was_cut or len(self.runs) == self.limit
+
+    @property
+    def input_bytes(self) -> int:
+        return sum([len(run.input) for run in self.runs])
+
+
+class Taken(NamedTuple):
+    """What is said of a claim when its runs are on their way: they live no longer than they are executed."""
+
+    runs: int
+    is_full: bool
 
 
 def read_claim(request: ClaimRequest, taken: Rows, kept: Rows, waiting: Rows, unread: Rows) -> ClaimAnswer:
@@ -51,10 +71,10 @@ def read_claim(request: ClaimRequest, taken: Rows, kept: Rows, waiting: Rows, un
     mail = read_mail(unread)
     runs: list[ClaimedRun] = []
     highest: dict[Lane, tuple[int, int]] = {}
-    has_mail = bool(taken[0][0])
+    has_mail, was_cut = bool(taken[0][0]), bool(taken[0][-1])
     for (
         _, run_id, packed_id, epoch, next_seq, attempt, crashes, rank, seq, claimed_at, asked, queue, workflow,
-        resource, reason, some_were_due, is_observed, deadline_s,
+        resource, reason, some_were_due, is_observed, deadline_s, _,
     ) in taken:  # fmt: skip
         if run_id is None:
             break  # nothing was claimed
@@ -85,7 +105,7 @@ def read_claim(request: ClaimRequest, taken: Rows, kept: Rows, waiting: Rows, un
                 mail=tuple(mail.get(packed_id, ())),
             )
         )
-    return ClaimAnswer(request.limit, runs, highest, has_mail)
+    return ClaimAnswer(request.limit, runs, highest, has_mail, was_cut)
 
 
 def read_mail(rows: Rows) -> dict[bytes, list[Mail]]:

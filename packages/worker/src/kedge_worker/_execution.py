@@ -51,6 +51,10 @@ class Owner(Protocol):
     look_at_clock: Callable[[], None] | None
     """By this machine's clock a time has come; None: this clock is all there is."""
 
+    def replayed(self, execution: Execution, /) -> None:
+        """All that earlier lives have kept is handed out, and it was much: that is not in memory any more."""
+        ...
+
     def stopped(self, execution: Execution, /) -> None:
         """Something else than the handler's own end decided; called once."""
         ...
@@ -83,6 +87,7 @@ class Execution(KeptValues):
         "closed",
         "deadline",
         "in_threads",
+        "insisting",
         "interrupt",
         "journal",
         "left_behind",
@@ -137,7 +142,7 @@ class Execution(KeptValues):
         self.loop = tasks.loop
         self.owner = owner
         self.branches = RunBranches(self._make_turns)
-        self.memo = Memo(run.claimed.memo) if run.claimed.memo else None
+        self.memo = Memo(run.claimed.memo, self._replayed if run.slots > 1 else None) if run.claimed.memo else None
         self.replaying = self.memo is not None
         """Until the first operation that earlier lives do not know."""
         self.closed = False
@@ -157,6 +162,8 @@ class Execution(KeptValues):
         """The root's: it ends with the handler."""
         self.interrupt: Callable[[], object] = _nothing
         """Make the handler notice that it is closed."""
+        self.insisting: asyncio.TimerHandle | None = None
+        """What comes when it has not unwound in time."""
         self.clock: RunClock | None = None
         self.started = time.monotonic()
         self.active = 0
@@ -199,6 +206,28 @@ class Execution(KeptValues):
                 timer.cancel()
         if self.branches.turns is not None:
             self.branches.turns.close()
+
+    def release(self) -> None:
+        """
+        The handler has ended, and nobody asks any more. What refers to one another is taken apart: with its payloads it
+        would wait for the garbage collector, which counts objects and not bytes.
+        """
+        if self.insisting is not None:
+            self.insisting.cancel()
+        self.interrupt = _nothing
+        self.branches.end()
+        self.memo = self.outcome = self.metadata = None
+        if self.waits is not None:
+            self.waits = self.run.gate_opened = None
+
+    def _replayed(self) -> None:
+        self.in_loop(self._forget_memo)
+
+    def _forget_memo(self) -> None:
+        if self.clock is None:  # it knows when outcomes were kept
+            self.clock = RunClock(self.run.claimed, self.started)
+        self.run.forget_memo()
+        self.owner.replayed(self)
 
     def lose(self) -> LeaseLostError:
         self.run.lost = True

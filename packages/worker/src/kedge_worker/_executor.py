@@ -16,7 +16,7 @@ from kedge_worker._execution import Execution
 from kedge_worker._handling import UNWINDING_S, current_task, end_leftovers, handle, handle_in_thread, outcome_of
 from kedge_worker._outcomes import Cancelled, End, Mismatched, Outcome, Parked, Raised, Released, Returned, next_move
 from kedge_worker._parking import Parking
-from kedge_worker._runs import ChildStarts, ClaimedRun, Journal, LiveRun, Transactions
+from kedge_worker._runs import ChildStarts, ClaimedRun, Journal, LiveRun, Transactions, slots_of
 from kedge_worker._threads import Threads
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Executor:
         self._branches: BranchTasks | None = None
         self._resources = contextlib.ExitStack()
         self._executions: dict[LiveRun, Execution] = {}
+        self._heavy: set[LiveRun] = set()
         self._outcomes: dict[LiveRun, Outcome] = {}
         self._leaving = False
         self._quiet: asyncio.Future[None] | None = None
@@ -97,6 +98,8 @@ class Executor:
         """Execute a claimed run; one that is said to be unreadable is put off with that reason."""
         run = LiveRun(claimed, claimed.next_seq, is_observed=claimed.is_observed)
         self.runs[claimed.id] = run
+        if claimed.memo or claimed.mail:
+            self._weigh(run)
         workflow = self._registry.get(claimed.workflow)
         if claimed.request == "x":
             self._move(run, Cancelled(claimed.reason))
@@ -111,6 +114,11 @@ class Executor:
         else:
             self._execute(run, workflow, self._branches)
         return run
+
+    @property
+    def more_slots(self) -> int:
+        """How many slots the runs in memory take beyond one each."""
+        return sum(run.slots - 1 for run in self._heavy) if self._heavy else 0
 
     def ask(self, run_id: UUID, request: str, reason: str | None) -> None:
         """
@@ -225,7 +233,6 @@ class Executor:
             root = execution.branches.root
             root.task = task
             branches.by_task[task] = root
-            execution.interrupt = task.cancel
         else:
             task = asyncio.Task(
                 self._run(execution, handle_in_thread(execution, workflow, self._handler_threads)), loop=loop
@@ -233,6 +240,14 @@ class Executor:
         execution.task = task
 
     async def _run(self, execution: Execution, handling: Coroutine[Any, Any, Outcome]) -> None:
+        if execution.closed:  # stopped before it has begun
+            handling.close()
+            execution.noticed = True
+            execution.tasks.by_task.pop(execution.task, None)
+            self._ended(execution, execution.outcome or Released())
+            return
+        if not execution.is_sync and execution.task is not None:
+            execution.interrupt = execution.task.cancel  # not before: a task that has not begun would not come here
         try:
             outcome = await handling
         except BaseException as error:  # noqa: BLE001  # GeneratorExit out of a future closes the coroutine that awaits it
@@ -257,10 +272,15 @@ class Executor:
             self._move(run, outcome)
         self._leave(execution)
 
+    def replayed(self, execution: Execution) -> None:
+        self._weigh(execution.run)
+        if self._on_free is not None:
+            self._on_free()
+
     def stopped(self, execution: Execution) -> None:
         if current_task() is not execution.task:
             execution.interrupt()
-        execution.loop.call_later(UNWINDING_S, self._insist, execution)
+        execution.insisting = execution.loop.call_later(UNWINDING_S, self._insist, execution)
 
     def rests(self, execution: Execution) -> None:
         self._parking.rests(execution)
@@ -299,7 +319,7 @@ class Executor:
         execution.interrupt()
         for child in execution.branches.tasks:
             child.cancel()
-        execution.loop.call_later(UNWINDING_S, self._insist, execution)
+        execution.insisting = execution.loop.call_later(UNWINDING_S, self._insist, execution)
 
     # ---- leaving
 
@@ -313,8 +333,7 @@ class Executor:
         run = execution.run
         del self._executions[run]
         self.waits_changed(execution)
-        if not execution.branches.others:
-            execution.branches.close()
+        execution.release()
         if run.lost or execution.settled:
             self._free(run)
         if not self._executions and self._quiet is not None and not self._quiet.done():
@@ -329,11 +348,20 @@ class Executor:
 
     def _free(self, run: LiveRun) -> None:
         self._outcomes.pop(run, None)
+        if run.slots > 1:
+            self._heavy.discard(run)
         # The same run may have been claimed again meanwhile, with a later epoch.
         if self.runs.get(run.claimed.id) is run:
             del self.runs[run.claimed.id]
             if self._on_free is not None:
                 self._on_free()
+
+    def _weigh(self, run: LiveRun) -> None:
+        run.slots = slots_of(run.claimed)
+        if run.slots > 1:
+            self._heavy.add(run)
+        else:
+            self._heavy.discard(run)
 
     def _execution(self, run_id: UUID) -> Execution | None:
         run = self.runs.get(run_id)

@@ -404,8 +404,9 @@ class Flusher:
 
     async def _narrow_down(self, error: PostgresError, batch: Batch) -> Batch:
         """An error about data: halve the batch down to the one run that fails alone."""
+        weight = batch.weight()
         left = await self._settle_or_reconnect(batch)  # what failed may be a bell behind the commit
-        if left.weight() < batch.weight():
+        if left.weight() < weight:
             return left
         batch, runs = left, left.runs()
         if len(runs) > 1:
@@ -429,7 +430,7 @@ class Flusher:
             self._events.sent(batch)
         if batch.moves:
             self._events.settled([run for run, _ in batch.moves], ())
-        batch.clear()
+        batch.let_go()
 
 
 _NOTHING: Final = Batch()

@@ -16,6 +16,7 @@ from kedge_worker._signals import ReplayMismatch
 from kedge_worker._sync_context import SyncContext
 
 if TYPE_CHECKING:
+    from kedge.refs import WorkflowRef
     from kedge_worker._execution import Execution
     from kedge_worker._threads import Threads
     from kedge_worker._workflows import Workflow
@@ -31,7 +32,7 @@ async def handle(execution: Execution, workflow: Workflow[Any, Any]) -> Outcome:
     ref = workflow.ref
     try:
         if workflow.takes_input:
-            value = await workflow.fn(Context(execution), ref.decode_input(execution.run.claimed.input))
+            value = await workflow.fn(Context(execution), _take_input(execution, ref))
         else:
             value = await workflow.fn(Context(execution))
         outcome: Outcome = Returned(ref.encode_output(value))
@@ -47,17 +48,28 @@ async def handle_in_thread(execution: Execution, workflow: Workflow[Any, Any], t
     ref = workflow.ref
     context = SyncContext(execution)
     try:
-        args = (ref.decode_input(execution.run.claimed.input),) if workflow.takes_input else ()
+        args = (_take_input(execution, ref),) if workflow.takes_input else ()
         execution.in_threads += 1
         ending = threads.run(functools.partial(context.run, workflow.fn, args), ended=execution.thread_ended)
         execution.interrupt = functools.partial(_interrupt_thread, context, ending)
-        outcome: Outcome = Returned(ref.encode_output(await ending))
+        try:
+            value = await ending
+        finally:
+            del ending  # the traceback of its error names this frame
+        outcome: Outcome = Returned(ref.encode_output(value))
     except BaseException as error:  # noqa: BLE001  # as above
         outcome = outcome_of(error, execution)
     if not context.begun:
         execution.noticed = execution.closed
     execution.close()
     return outcome
+
+
+def _take_input(execution: Execution, ref: WorkflowRef[Any, Any]) -> Any:
+    run = execution.run
+    value = ref.decode_input(run.claimed.input)
+    run.forget_input()
+    return value
 
 
 def current_task() -> asyncio.Task[Any] | None:

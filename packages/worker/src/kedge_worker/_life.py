@@ -322,7 +322,7 @@ class Life:
             self.executor.start(opened, unreadable=unreadable)
         if answer.has_mail:
             self.courier.ring()
-        if answer.runs and len(answer.runs) == answer.limit:
+        if answer.runs and answer.is_full:
             self._ring_next(answer.runs[-1].queue, answer.runs[-1].workflow)
         (self._alone if self._claims_alone else self.claimer).answered(answer)
 
@@ -373,7 +373,7 @@ class Life:
         return opened
 
     def _free(self, ending: int) -> int:
-        free = self._settings.concurrency - len(self.executor.runs) + ending
+        free = self._settings.concurrency - len(self.executor.runs) - self.executor.more_slots + ending
         return free if self.limit is None else min(free, self.limit)
 
     def _linger_s(self) -> float:

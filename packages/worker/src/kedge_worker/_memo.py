@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -53,9 +53,9 @@ class Memo:
     else goes on.
     """
 
-    __slots__ = ("_by_key", "_interrupting", "_place", "_rows", "_skipped", "patches")
+    __slots__ = ("_by_key", "_ended", "_interrupting", "_place", "_rows", "_skipped", "patches")
 
-    def __init__(self, rows: Sequence[MemoRow]) -> None:
+    def __init__(self, rows: Sequence[MemoRow], ended: Callable[[], None] | None = None) -> None:
         self._rows = rows
         # Of two rows with one key the later one counts: an interrupted transaction may have been committed before.
         self._by_key = {row.key: row for row in rows if row.kind != "k"}
@@ -64,6 +64,8 @@ class Memo:
         self._place = 0
         self._skipped = 0
         self._interrupting: set[int] = set()
+        self._ended = ended
+        """Called once, when the last outcome is handed out."""
 
     def __bool__(self) -> bool:
         return bool(self._by_key)
@@ -76,6 +78,9 @@ class Memo:
         """The handler has it, or does not want it any more."""
         self._by_key.pop(row.key, None)
         self._interrupting.discard(row.seq)
+        if not self._by_key and self._ended is not None:
+            ended, self._ended, self._rows = self._ended, None, ()
+            ended()
 
     def expect_interruption(self, row: MemoRow) -> None:
         """The operation is there and waits for the handler's code to interrupt it again: nothing may overtake that."""

@@ -143,6 +143,7 @@ class Pipeline:
         finally:
             watchdog.cancel()
             self._done = None
+            self._results = []  # the next round trip may be far, and payloads are in them
         for result in results:
             if result.status not in _OK:
                 raise errors.error_from_result(result, encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Container
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from kedge.start_terms import StartTerms
     from kedge_worker._outcomes import Move, RowKind
     from kedge_worker._side_writes import SideWrite
+
+_LARGE: Final = 4096
+_MIB: Final = 1024 * 1024
+_ROW_BYTES: Final = 400
+"""What a row takes in memory besides its payload, about; CLAIM counts the same."""
 
 
 class MemoRow(msgspec.Struct, frozen=True, gc=False):
@@ -80,6 +85,14 @@ class ClaimedRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     mail: tuple[Mail, ...] = ()
     home: UUID | None = None
     """What its input and values are encrypted for; None: itself. Another one's, if it was started by a rerun."""
+
+
+def slots_of(claimed: ClaimedRun) -> int:
+    """How many slots of its worker a run takes: one, which has room for its input, and one for each MiB of its past."""
+    size = sum(len(row.value) + len(row.meta) + _ROW_BYTES for row in claimed.memo)
+    size += sum(len(wait.state) + _ROW_BYTES for wait in claimed.waits)
+    size += sum(len(mail.payload) + _ROW_BYTES for mail in claimed.mail)
+    return 1 + size // _MIB
 
 
 class Waiter(Protocol):
@@ -170,12 +183,16 @@ class Batch:
                 if run.batch is self:
                     run.batch = successor
         self.wake()
+        self.let_go()
 
-    def clear(self) -> None:
-        """It is stored, and nobody asks what was in it; its runs, which know it, live on."""
-        self.rows.clear()
-        self.moves.clear()
-        self.sides.clear()
+    def let_go(self) -> None:
+        """
+        Hold nothing any more: what there was to write is stored, lost, or in another batch.
+
+        A run names its last batch for as long as it lives, and the batch named the runs: with their payloads they would
+        wait for the garbage collector, which counts objects and not bytes.
+        """
+        self.rows, self.moves, self.sides = [], [], {}
 
     def wake(self) -> None:
         """Whoever waits looks again: its run is stored, lost, refused, or in another batch by now."""
@@ -195,6 +212,8 @@ class LiveRun(msgspec.Struct, eq=False):
     """The run's id as Postgres has it."""
     is_observed: bool = False
     """A client watches all that happens to it."""
+    slots: int = 1
+    """How many of its worker's it takes."""
     goes_on: bool = False
     """Its move out of this worker's hand is not its end."""
     batch: Batch | None = None
@@ -221,6 +240,15 @@ class LiveRun(msgspec.Struct, eq=False):
             gate.set()
             if self.gate_opened is not None:
                 self.gate_opened()
+
+    def forget_input(self) -> None:
+        """The handler has it."""
+        if len(self.claimed.input) > _LARGE:
+            self.claimed = msgspec.structs.replace(self.claimed, input=b"")
+
+    def forget_memo(self) -> None:
+        """All of it is handed out."""
+        self.claimed = msgspec.structs.replace(self.claimed, memo=())
 
     def take_note(self) -> int:
         self.notes += 1

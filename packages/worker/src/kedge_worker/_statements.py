@@ -39,6 +39,9 @@ BEAT: Final = """
 
 # ---- claim ------------------------------------------------------------------------------------------------------
 
+CLAIM_BYTES: Final = 8 * 1024 * 1024
+"""What an answer may have, about: of a claim behind its first run, of a look for mail behind its first letter."""
+
 # First statement of every leased transaction.
 HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 
@@ -50,6 +53,9 @@ HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 # $8 says that the transaction does nothing else. With nothing claimed it has then written nothing but a lock on the
 # worker's row, and a lock does not outlive a crash: such a commit waits neither for the disk nor for a standby. One
 # that has claimed, or that has a flush before it, waits for both.
+# Of several runs only so many are taken that what is kept of them, and unread, has 8 MiB (CLAIM_BYTES) behind the
+# first; the others stay where they are. Runs without a past have only an input, which one slot has room for: that is
+# not looked at here, and the claimer asks for fewer when inputs are large.
 # $7 are the timeouts of the lanes' definitions, null when none has one: a run that says nothing of its own gets it with
 # its first claim, counted from when it was due.
 CLAIM: Final = """
@@ -80,7 +86,7 @@ CLAIM: Final = """
             select y.id, y.rank, 1, row_number() over (order by y.rank, y.place) from ready y) c
          order by (c.place > greatest(1, $6::int * 3 / 4)), c.rank, c.kind, c.place limit $6::int),
     locked as materialized (
-        select r.id from kedge.runs r
+        select r.id, r.rank, r.seq, r.epoch > 0 or r.next_seq > 1 or r.has_waits as has_past from kedge.runs r
          where r.id = any (array(select id from picked))
            and (r.state = 'p' or r.state = 'w' and r.due_at <= kedge.clock())
            and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind in ('x', 's') offset 0)
@@ -96,7 +102,10 @@ CLAIM: Final = """
                                   else coalesce(r.due_at, r.since) + (
                                        select make_interval(secs => l.timeout_s) from lanes l
                                         where l.queue = r.queue and l.workflow = r.workflow) end
-         where r.id = any (array(select id from locked))
+         where r.id = any ((
+               select case when count(*) > 1 and bool_or(l.has_past)
+                           then kedge.fit_together(array_agg(l.id order by l.rank, l.seq), 8388608)
+                           else array_agg(l.id) end from locked l)::uuid[])
         returning r.id, r.epoch, r.next_seq, r.attempt, r.crashes, r.rank, r.seq, r.since, r.request, r.queue,
                   r.workflow, r.resource, r.reason, r.has_waits, r.is_observed, r.deadline_at),
     noted as (
@@ -108,7 +117,8 @@ CLAIM: Final = """
     select exists (select 1 from kedge.inbox), c.id, uuid_send(c.id), c.epoch, c.next_seq, c.attempt, c.crashes,
            c.rank, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason,
            exists (select 1 from due),
-           c.is_observed, extract(epoch from nullif(c.deadline_at, 'infinity') - kedge.clock())::float8
+           c.is_observed, extract(epoch from nullif(c.deadline_at, 'infinity') - kedge.clock())::float8,
+           (select count(*) from locked) > (select count(*) from claimed)
       from noted left join claimed c on true
      order by c.rank, c.seq
 """
@@ -385,13 +395,19 @@ REQUESTS: Final = """
 """
 
 # For runs in memory that wait: unread mail that is not known yet, and waits whose time has come or is near.
+# Mail is answered up to the first letter with which it has so many bytes: then there may be more.
 NEW_MAIL: Final = """
     select m.run_id, m.id, m.seq, m.slot, m.payload
-      from unnest(%(runs)s::uuid[]) as i(id)
-     cross join lateral (
-           select * from kedge.events e
-            where e.run_id = i.id and e.consumed_seq is null and e.id <> all (%(known)s::uuid[])
-            order by e.seq limit 1000 offset 0) m
+      from (select e.run_id, e.id, e.seq, e.slot, e.payload, i.place,
+                   sum(octet_length(e.payload)) over (order by i.place, e.seq rows unbounded preceding)
+                   - octet_length(e.payload) as before
+              from unnest(%(runs)s::uuid[]) with ordinality as i(id, place)
+             cross join lateral (
+                   select * from kedge.events e
+                    where e.run_id = i.id and e.consumed_seq is null and e.id <> all (%(known)s::uuid[])
+                    order by e.seq limit 1000 offset 0) e) m
+     where m.before < %(bytes)s
+     order by m.place, m.seq
 """
 
 TIMES_UP: Final = """

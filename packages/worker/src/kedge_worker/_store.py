@@ -23,6 +23,7 @@ from kedge_worker._pipeline import CutError, shut_down
 from kedge_worker._runs import Mail, Started
 from kedge_worker._statements import (
     ABANDON,
+    CLAIM_BYTES,
     FAIL_LETTER,
     GO_IDLE,
     HAS_MAIL,
@@ -209,10 +210,13 @@ class Store:
         return [Request(cast("UUID", run), str(kind), cast("str | None", reason)) for run, kind, reason in rows]
 
     async def new_mail(self, runs: Sequence[UUID], known: Sequence[UUID]) -> dict[UUID, list[Mail]]:
-        """Unread mail of these runs, in order of arrival, without what is known."""
+        """
+        Unread mail of these runs, in order of arrival, without what is known: all of it, or the beginning, of which the
+        payloads have `CLAIM_BYTES` or more.
+        """
         mail: dict[UUID, list[Mail]] = {}
         for run, mail_id, seq, slot, payload in await self._execute(
-            NEW_MAIL, {"runs": list(runs), "known": list(known)}
+            NEW_MAIL, {"runs": list(runs), "known": list(known), "bytes": CLAIM_BYTES}
         ):
             one = Mail(cast("UUID", mail_id), cast("int", seq), str(slot), cast("bytes", payload))
             mail.setdefault(cast("UUID", run), []).append(one)

@@ -88,15 +88,19 @@ class _Job(Generic[T]):
             self._loop.call_soon_threadsafe(self._finish, value, error)
         except RuntimeError:
             pass  # the loop is closed: nobody waits any more
+        finally:
+            del error  # its traceback names this frame
 
     def _finish(self, value: Any, error: BaseException | None) -> None:
-        if not self.future.done():
+        future = self.future
+        del self.future  # the error's traceback names this job
+        if not future.done():
             if error is None:
-                self.future.set_result(value)
+                future.set_result(value)
             elif issubclass(type(error), StopIteration):
                 # A future refuses it.
-                self.future.set_exception(RuntimeError(f"a function in a thread raised {type(error).__qualname__}"))
+                future.set_exception(RuntimeError(f"a function in a thread raised {type(error).__qualname__}"))
             else:
-                self.future.set_exception(error)
+                future.set_exception(error)
         if self._ended is not None:
             self._ended()

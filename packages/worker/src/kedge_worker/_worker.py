@@ -199,7 +199,7 @@ class Worker:
             while life.executor.runs:
                 life.progress.clear()
                 await _first(life.progress.wait(), life.ended)
-            return len(answer.runs)
+            return answer.runs
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()

@@ -109,6 +109,7 @@ WORKER_FUNCTIONS: Final = (
     "fail_by_deadline",
     "fail_letter",
     "finish_removals",
+    "fit_together",
     "free_runs",
     "gate_is_closed",
     "gets_on",
