@@ -114,6 +114,8 @@ READY_MEMORY: Final = Measure("worker memory at most, 100,000 runs ready", "MiB"
 READY_RATIO: Final = ratio("worker memory, 100,000 runs ready, ratio to 10,000", most=1.1)
 LARGE_MEMORY: Final = Measure("worker memory at most, 800 runs of 256 KiB ready", "MiB", None, 1)
 LARGE_RATIO: Final = ratio("worker memory, 800 runs of 256 KiB ready, ratio to 200", most=1.25)
+HISTORY_MEMORY: Final = Measure("worker memory at most, 80 runs woken that have kept 8 MiB", "MiB", None, 1)
+HISTORY_RATIO: Final = ratio("worker memory, 80 runs woken that have kept 8 MiB, ratio to 20", most=1.25)
 IMPORT: Final = Measure("import of the client, over psycopg and msgspec", "ms", Goal(most=30), 1)
 DISTRIBUTIONS: Final = Measure("distributions installed beside the client's own two", "", Goal(most=4))
 INSTALLED: Final = Measure("installed with the client", "MB", None, 1)

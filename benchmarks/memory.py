@@ -11,7 +11,7 @@ import psycopg
 
 from benchmarks.drain import IN_FLIGHT, Drainer, drainer
 from benchmarks.server import BenchServer
-from benchmarks.workflows import Task, holding, large, one_step
+from benchmarks.workflows import Task, holding, large, one_step, shelved, taken_out
 from benchmarks.workloads import start_in_bulk
 from kedge_client import Client
 
@@ -20,11 +20,13 @@ MANY: Final = 5_000
 READY: Final = (10_000, 100_000)
 LARGE_READY: Final = (200, 800)
 LARGE_BYTES: Final = 256 * 1024
+SHELVED: Final = (20, 80)
 DRAIN_S: Final = 4.0
 _AT_ONCE: Final = 20
 """Large runs in one `start_many`."""
 _PATIENCE_S: Final = 60.0
 _IN_FLIGHT: Final[LiteralString] = "select count(*) from kedge.runs where state = 'r'"
+_WAITING: Final[LiteralString] = "select count(*) from kedge.runs where state = 'w'"
 _LEFT: Final[LiteralString] = "select count(*) from kedge.runs"
 
 
@@ -54,6 +56,20 @@ def with_large_ready(server: BenchServer, runs: int) -> float:
         for _ in range(0, runs, _AT_ONCE):
             client.start_many([large(text) for _ in range(_AT_ONCE)])
     return _peak(server, url, large.name, until_drained=True)
+
+
+def with_large_histories(server: BenchServer, runs: int) -> float:
+    """KiB at most, while runs are taken up again that have kept 8 MiB each, all at once."""
+    url = server.fresh_database("memory")
+    with Client.connect(url) as client:
+        started = client.start_many([shelved() for _ in range(runs)])
+        with drainer(url, "worker_process", str(IN_FLIGHT), shelved.name) as process:
+            process.begin()
+            _wait_until(url, _WAITING, runs)
+            process.end()
+        for run in started:
+            run.send(taken_out())
+    return _peak(server, url, shelved.name, until_drained=True)
 
 
 def _held(url: str, process: Drainer, runs: int, in_flight: int) -> float:

@@ -133,6 +133,9 @@ class Bench:
         few, many = (memory.with_large_ready(self._server, runs) for runs in memory.LARGE_READY)
         self.found.add(measures.LARGE_MEMORY, many / _KIB_PER_MIB)
         self.found.add(measures.LARGE_RATIO, many / few)
+        few, many = (memory.with_large_histories(self._server, runs) for runs in memory.SHELVED)
+        self.found.add(measures.HISTORY_MEMORY, many / _KIB_PER_MIB)
+        self.found.add(measures.HISTORY_RATIO, many / few)
 
     def footprint(self) -> None:
         """The client, in a fresh environment."""

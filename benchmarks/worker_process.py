@@ -15,7 +15,7 @@ from psycopg.pq.abc import PGresult
 
 from benchmarks.drained_process import say_last_words, say_ready_and_wait
 from benchmarks.peers.with_kedge import handle_event, handle_fan, handle_one, handle_ten
-from benchmarks.workflows import handle_holding, handle_large, handle_one_step, handle_ten_steps
+from benchmarks.workflows import handle_holding, handle_large, handle_one_step, handle_shelved, handle_ten_steps
 from kedge_worker import Worker
 from kedge_worker._pipeline import Call, Pipeline
 from kedge_worker._process import run_as_process
@@ -27,6 +27,7 @@ HANDLERS: Final = {
         handle_ten_steps,
         handle_holding,
         handle_large,
+        handle_shelved,
         handle_one,
         handle_ten,
         handle_event,

@@ -7,10 +7,12 @@ from typing import Final
 
 from msgspec import Struct
 
-from kedge import WorkflowRef
+from kedge import EventRef, WorkflowRef
 from kedge_worker import Context, workflow
 
 STEPS: Final = 10
+PAGES: Final = 32
+PAGE_BYTES: Final = 256 * 1024
 
 
 class Task(Struct, frozen=True):
@@ -25,6 +27,8 @@ one_step = WorkflowRef("one-step", Task, Done)
 ten_steps = WorkflowRef("ten-steps", Task, Done)
 holding = WorkflowRef("holding", Task, Done)
 large = WorkflowRef("large", str, str)
+shelved = WorkflowRef("shelved", None, int)
+taken_out = EventRef("taken-out", None)
 
 
 @workflow(one_step)
@@ -48,6 +52,19 @@ async def handle_holding(ctx: Context, task: Task) -> Done:
 @workflow(large)
 async def handle_large(ctx: Context, text: str) -> str:
     return await ctx.step("echo", echo, text)
+
+
+@workflow(shelved)
+async def handle_shelved(ctx: Context) -> int:
+    """Keep 8 MiB, leave memory, and come back when somebody asks."""
+    for _ in range(PAGES):
+        await ctx.step("page", page)
+    await ctx.wait_for("taken-out", taken_out)
+    return PAGES
+
+
+async def page() -> str:
+    return "0" * PAGE_BYTES
 
 
 async def work(task: Task) -> Done:

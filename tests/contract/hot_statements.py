@@ -65,9 +65,11 @@ HOT: Final[dict[str, Hot]] = {
     ),
     "what fits into one answer": Hot(
         side="journal",
-        statement="select kedge.fit_together($1::uuid[], 8388608)",
-        arguments=(crowd.run_ids("waiting", BATCH),),
-        blocks=20 * BATCH,
+        within=("fit_together", "select min(s.place)"),
+        variables={"p_runs": "uuid[]", "p_bytes": "bigint", "v_others": "uuid[]"},
+        arguments=(crowd.run_ids("waiting", BATCH), 8388608, crowd.run_ids("waiting", BATCH)[1:]),
+        by={"journal_pkey", "waits_pkey", "events_unread"},
+        touches=4 * BATCH,
     ),
     "keep": Hot(
         side="journal",

@@ -61,7 +61,7 @@ async def steps(ctx: Context) -> int:
     return await ctx.step("a", echo, 1) + await ctx.step("b", echo, 2)
 
 
-async def branches(ctx: Context) -> list[int]:
+async def branches(ctx: Context) -> tuple[int, int]:
     return await asyncio.gather(ctx.step("a", echo, 1), ctx.step("b", echo, 2))
 
 

@@ -4,19 +4,22 @@
 create or replace function kedge.fit_together(p_runs uuid[], p_bytes bigint) returns uuid[]
 language plpgsql stable as $$
 declare
-    v_left bigint := p_bytes;
+    v_others uuid[] := p_runs[2:];
+    v_fit int;
 begin
-    for i in 2 .. cardinality(p_runs) loop
-        v_left := v_left
-            - (select coalesce(sum(octet_length(j.value) + octet_length(j.meta) + 400), 0)
-                 from kedge.journal j where j.run_id = p_runs[i])
-            - (select coalesce(sum(octet_length(w.state) + 400), 0)
-                 from kedge.waits w where w.run_id = p_runs[i])
-            - (select coalesce(sum(octet_length(e.payload) + 400), 0)
-                 from kedge.events e where e.run_id = p_runs[i] and e.consumed_seq is null);
-        if v_left < 0 then
-            return p_runs[1 : i - 1];
-        end if;
-    end loop;
-    return p_runs;
+    select min(s.place) into v_fit
+      from (select b.place, sum(b.bytes) over (order by b.place) as together
+              from (select array_position(p_runs, u.run_id) - 1 as place, sum(u.bytes) as bytes
+                      from (select j.run_id, sum(octet_length(j.value) + octet_length(j.meta) + 400) as bytes
+                              from kedge.journal j where j.run_id = any (v_others) group by j.run_id
+                            union all
+                            select w.run_id, sum(octet_length(w.state) + 400)
+                              from kedge.waits w where w.run_id = any (v_others) group by w.run_id
+                            union all
+                            select e.run_id, sum(octet_length(e.payload) + 400)
+                              from kedge.events e where e.run_id = any (v_others) and e.consumed_seq is null
+                             group by e.run_id) u
+                     group by u.run_id) b) s
+     where s.together > p_bytes;
+    return coalesce(p_runs[1 : v_fit], p_runs);
 end $$;
