@@ -102,10 +102,10 @@ CLAIM: Final = """
                                   else coalesce(r.due_at, r.since) + (
                                        select make_interval(secs => l.timeout_s) from lanes l
                                         where l.queue = r.queue and l.workflow = r.workflow) end
-         where r.id = any ((
-               select case when count(*) > 1 and bool_or(l.has_past)
-                           then kedge.fit_together(array_agg(l.id order by l.rank, l.seq), 8388608)
-                           else array_agg(l.id) end from locked l)::uuid[])
+         where r.id = any (
+               case when exists (select 1 from locked where has_past) and (select count(*) from locked) > 1
+                    then kedge.fit_together(array(select l.id from locked l order by l.rank, l.seq), 8388608)
+                    else array(select l.id from locked l) end)
         returning r.id, r.epoch, r.next_seq, r.attempt, r.crashes, r.rank, r.seq, r.since, r.request, r.queue,
                   r.workflow, r.resource, r.reason, r.has_waits, r.is_observed, r.deadline_at),
     noted as (
@@ -118,7 +118,8 @@ CLAIM: Final = """
            c.rank, c.seq, c.since, c.request, c.queue, c.workflow, c.resource, c.reason,
            exists (select 1 from due),
            c.is_observed, extract(epoch from nullif(c.deadline_at, 'infinity') - kedge.clock())::float8,
-           (select count(*) from locked) > (select count(*) from claimed)
+           exists (select 1 from locked where has_past)
+               and (select count(*) from locked) > (select count(*) from claimed)
       from noted left join claimed c on true
      order by c.rank, c.seq
 """
