@@ -33,6 +33,7 @@ _FLOOR_AGE_S: Final = 1.0
 # a sleeper's row, so that batches form by themselves and the doorbell stays silent under load.
 _LINGER_S: Final = 0.001
 MAX_CLAIM: Final = 500
+_MANY_SLOTS: Final = 20
 
 
 class Claimer:
@@ -55,8 +56,9 @@ class Claimer:
         self._lanes: list[Lane] = list(itertools.product(queues, workflows))
         self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
-        # Half of the slots: while Postgres writes for one half, Python executes the other.
-        self._cap = min(MAX_CLAIM, (slots + 1) // 2)
+        # Half of the slots: while Postgres writes for one half, Python executes the other. Of a few slots that would make
+        # small claims that are full, and behind each of these another one is asked for at once.
+        self._cap = min(MAX_CLAIM, (slots + 1) // 2 if slots >= _MANY_SLOTS else slots)
         self._most = self._cap
         self._free = free
         self._poke = poke

@@ -77,6 +77,8 @@ class Flusher:
         self._busy = False
         self._unanswered_since: float | None = None
         self._closing = False
+        self._more_is_ready = False
+        """The last claim came back full: the next one goes at once, and what that has brought is executed meanwhile."""
         self._compare = False
         self._put_off = Batch()
         """Runs that left a flush whole, because somebody else has locked their rows."""
@@ -181,7 +183,7 @@ class Flusher:
             if self._put_off and self._put_off_pause.is_over:
                 await self._try_again()
                 continue
-            if self._busy and not self._pending():
+            if self._busy and not self._pending() and not self._more_is_ready:
                 await asyncio.sleep(0)  # whom the last flush has woken may write more: with a claim, and not behind it
             may_claim = not self._compare and self._claim_pause.is_over
             claim = self._events.wanted_claim(len(self._queue[0].moves)) if may_claim else None
@@ -246,6 +248,7 @@ class Flusher:
                 batch = await self._settle_or_reconnect(batch)
             if answer.has_mail:
                 self._events.has_mail()
+            self._more_is_ready = answer.claim is not None and answer.claim.is_full
             if answer.claim is not None:
                 self._claim_pause.succeeded()
                 self._events.claimed(answer.claim)
