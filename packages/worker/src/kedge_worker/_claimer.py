@@ -56,8 +56,8 @@ class Claimer:
         self._lanes: list[Lane] = list(itertools.product(queues, workflows))
         self._timeouts = {lane: timeouts[lane[1]] for lane in self._lanes if lane[1] in timeouts}
         self._turn = 0
-        # Half of the slots: while Postgres writes for one half, Python executes the other. Of a few slots that would make
-        # small claims that are full, and behind each of these another one is asked for at once.
+        # Half of the slots: while Postgres writes for one half, Python executes the other. Of a few slots that would
+        # make small claims that are full, and behind each of these another one is asked for at once.
         self._cap = min(MAX_CLAIM, (slots + 1) // 2 if slots >= _MANY_SLOTS else slots)
         self._most = self._cap
         self._free = free
