@@ -8,7 +8,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from unittest.mock import patch
 
 from psycopg.pq.abc import PGresult
@@ -41,10 +41,10 @@ _roundtrip: Final = Pipeline.roundtrip
 _counted: Final = {"statements": 0, "round_trips": 0}
 
 
-async def _counting(self: Pipeline, calls: Sequence[Call], *, timeout_s: float) -> list[PGresult]:
+async def _counting(self: Pipeline, calls: Sequence[Call], **options: Any) -> list[PGresult]:
     _counted["statements"] += len(calls)
     _counted["round_trips"] += 1
-    return await _roundtrip(self, calls, timeout_s=timeout_s)
+    return await _roundtrip(self, calls, **options)
 
 
 def peak_kib() -> int:

@@ -98,7 +98,7 @@ class Writer:
 
     # ---- FlushEvents
 
-    def wanted_claim(self, ending: int) -> ClaimRequest | None:  # noqa: ARG002  # the protocol's
+    def wanted_claim(self, ending: int, *, coming: int) -> ClaimRequest | None:  # noqa: ARG002  # the protocol's
         if not self._wants:
             return None
         return ClaimRequest(self._wants, lanes(), {})
@@ -109,6 +109,9 @@ class Writer:
         self.runs.update({run.claimed.id: run for run in runs})
         self._answers.append(runs)
         self._tell()
+
+    def begin(self, runs: Sequence[ClaimedRun]) -> None:
+        """They are known from the answer."""
 
     def unclaimed(self, error: PostgresError) -> None:  # noqa: ARG002  # the protocol's
         self.unanswered_claims += 1

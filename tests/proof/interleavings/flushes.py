@@ -51,7 +51,14 @@ class _Steps:
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
 
-    async def roundtrip(self, calls: Sequence[Call], *, timeout_s: float) -> list[PGresult]:  # noqa: ARG002  # the pipeline's
+    async def roundtrip(
+        self,
+        calls: Sequence[Call],
+        *,
+        timeout_s: float,  # noqa: ARG002  # the pipeline's
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> list[PGresult]:
+        meanwhile()
         return [self._actor.execute(call) for call in calls]
 
 
@@ -65,11 +72,16 @@ class SteppedStore(LeasedStore):
         self._tries = 0
 
     async def flush(
-        self, batch: Batch, claim: ClaimRequest | None, *, only: frozenset[UUID] | None = None
+        self,
+        batch: Batch,
+        claim: ClaimRequest | None,
+        *,
+        only: frozenset[UUID] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> FlushAnswer:
         if only is None:
             self._try()
-        return await super().flush(batch, claim, only=only)
+        return await super().flush(batch, claim, only=only, meanwhile=meanwhile)
 
     async def lock_moving(self, batch: Batch) -> frozenset[UUID]:
         self._try()
@@ -87,11 +99,14 @@ class _Worker:
     def __init__(self) -> None:
         self.flushed = Flushed()
 
-    def wanted_claim(self, ending: int) -> ClaimRequest | None:  # noqa: ARG002  # the protocol's
+    def wanted_claim(self, ending: int, *, coming: int) -> ClaimRequest | None:  # noqa: ARG002  # the protocol's
         return None
 
     def claimed(self, answer: ClaimAnswer) -> None:
         self.flushed.claimed += answer.runs
+
+    def begin(self, runs: Sequence[ClaimedRun]) -> None:
+        """They are known from the answer."""
 
     def unclaimed(self, error: PostgresError) -> None:
         """Asked for again when it was not about the lease, which `flush` tells."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from kedge_worker._backoff import Backoff
 from kedge_worker._errors import PostgresError, does_not_fit, is_gone, is_lease_lost, is_locked, is_temporary
 from kedge_worker._outcomes import End
-from kedge_worker._runs import Batch, LiveRun, Row
+from kedge_worker._runs import Batch, ClaimedRun, LiveRun, Row
 from kedge_worker._side_writes import SEND_LETTERS, START_CHILDREN
 from kedge_worker._signals import ClosedError, LeaseLostError
 
@@ -41,11 +41,14 @@ _LONGEST_RECONNECT_S: Final = 2.0
 class FlushEvents(Protocol):
     """What a flusher tells and asks its worker."""
 
-    def wanted_claim(self, ending: int) -> ClaimRequest | None:
-        """What to claim in this round trip, in which `ending` runs leave; None: nothing."""
+    def wanted_claim(self, ending: int, *, coming: int) -> ClaimRequest | None:
+        """What to claim in this round trip, in which `ending` runs leave and `coming` ones begin; None: nothing."""
 
     def claimed(self, answer: ClaimAnswer) -> None:
-        """The claim's answer."""
+        """The claim's answer; its runs are told of in `begin`, before anything can happen to them."""
+
+    def begin(self, runs: Sequence[ClaimedRun]) -> None:
+        """These runs are claimed."""
 
     def unclaimed(self, error: PostgresError) -> None:
         """The claim that was wanted has not been answered, or its answer cannot be read."""
@@ -79,6 +82,7 @@ class Flusher:
         self._closing = False
         self._more_is_ready = False
         """The last claim came back full: the next one goes at once, and what that has brought is executed meanwhile."""
+        self._brought: list[ClaimedRun] = []
         self._compare = False
         self._put_off = Batch()
         """Runs that left a flush whole, because somebody else has locked their rows."""
@@ -178,6 +182,8 @@ class Flusher:
         """
         while not self._closing:
             self._wake.clear()
+            if self._compare or self._put_off or not (self._pending() or self._more_is_ready):
+                self._begin()
             if self._compare and self._claim_pause.is_over:
                 await self._compare_now()
             if self._put_off and self._put_off_pause.is_over:
@@ -186,8 +192,10 @@ class Flusher:
             if self._busy and not self._pending() and not self._more_is_ready:
                 await asyncio.sleep(0)  # whom the last flush has woken may write more: with a claim, and not behind it
             may_claim = not self._compare and self._claim_pause.is_over
-            claim = self._events.wanted_claim(len(self._queue[0].moves)) if may_claim else None
+            ending, coming = len(self._queue[0].moves), len(self._brought)
+            claim = self._events.wanted_claim(ending, coming=coming) if may_claim else None
             if not self._pending() and claim is None:
+                self._begin()
                 await self._sleep()
                 continue
             self._busy = True
@@ -232,9 +240,10 @@ class Flusher:
         while batch or claim is not None:
             self._is_owed()
             try:
-                answer = await self._store.flush(batch, claim)
+                answer = await self._store.flush(batch, claim, meanwhile=self._begin)
                 self._unanswered_since = None
             except PostgresError as error:
+                self._begin()  # it may not have come to that
                 if not is_gone(error):
                     self._unanswered_since = None
                 after = self._after if claim is None else self._after_claim
@@ -252,7 +261,17 @@ class Flusher:
             if answer.claim is not None:
                 self._claim_pause.succeeded()
                 self._events.claimed(answer.claim)
+                self._brought = answer.claim.runs
             claim = None
+
+    def _begin(self) -> None:
+        """
+        Hand over what a claim has brought: when the next flush is on its way, so that the database need not wait, or
+        when there is none. In between nothing is awaited: nobody can look for these runs and not find them.
+        """
+        brought, self._brought = self._brought, []
+        if brought:
+            self._events.begin(brought)
 
     async def _after_claim(self, error: PostgresError, batch: Batch, pause: Backoff) -> Batch:
         """

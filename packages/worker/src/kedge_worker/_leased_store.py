@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -166,13 +166,19 @@ class LeasedStore:
             self._pipeline = None
 
     async def flush(
-        self, batch: Batch, claim: ClaimRequest | None, *, only: frozenset[UUID] | None = None
+        self,
+        batch: Batch,
+        claim: ClaimRequest | None,
+        *,
+        only: frozenset[UUID] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> FlushAnswer:
         """
         Write the batch and claim in one transaction, then read what was claimed, and ring who waits for what has moved:
         one round trip, one commit.
 
         With `only` (the careful form, inside the transaction that `lock_moving` opened) no BEGIN is sent.
+        `meanwhile` is called when all is on its way, if it comes to that.
         """
         calls = [] if only is not None else [Call(self._begin), self._hold]
         kept_at = None
@@ -195,7 +201,7 @@ class LeasedStore:
         looks = claim is None and bool(batch.moves)  # a claim looks by itself
         if looks:
             calls.append(Call(self._statements["HAS_MAIL"]))
-        results = await self._roundtrip(calls)
+        results = await self._roundtrip(calls, meanwhile)
         _check_commit(results[committed_at])
         answer = None
         if claim is not None:
@@ -281,12 +287,12 @@ class LeasedStore:
         bell = Call(self._statements["NOTIFY_IF_ENDED"], (ids,))
         await self._roundtrip([*charging, Call(self._commit), bell])
 
-    async def _roundtrip(self, calls: Sequence[Call]) -> list[PGresult]:
+    async def _roundtrip(self, calls: Sequence[Call], meanwhile: Callable[[], None] = lambda: None) -> list[PGresult]:
         pipeline = self._pipeline
         if pipeline is None or pipeline.closed:
             raise CutError("the journal's connection is closed")
         try:
-            return await pipeline.roundtrip(calls, timeout_s=self._timeout_s)
+            return await pipeline.roundtrip(calls, timeout_s=self._timeout_s, meanwhile=meanwhile)
         except CutError:
             raise
         except psycopg.Error:

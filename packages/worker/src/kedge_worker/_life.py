@@ -42,7 +42,7 @@ from kedge_worker._watchman import Watchman
 if TYPE_CHECKING:
     from kedge.codecs import PayloadCodec
     from kedge_worker._registry import Registry
-    from kedge_worker._runs import Batch, Journal, LiveRun, Mail
+    from kedge_worker._runs import Batch, ClaimedRun, Journal, LiveRun, Mail
     from kedge_worker._settings import WorkerSettings
     from kedge_worker._waits import RunWaits
 
@@ -310,21 +310,25 @@ class Life:
 
     # ---- FlushEvents
 
-    def wanted_claim(self, ending: int) -> ClaimRequest | None:
+    def wanted_claim(self, ending: int, *, coming: int) -> ClaimRequest | None:
         self._claims_alone = self._alone.is_on
-        return self._alone.wanted() if self._claims_alone else self.claimer.wanted(ending)
+        if self._claims_alone:
+            return None if coming else self._alone.wanted()
+        return self.claimer.wanted(ending - coming)
 
     def claimed(self, answer: ClaimAnswer) -> None:
         if self.limit is not None:
             self.limit -= len(answer.runs)
-        for run in answer.runs:
-            opened, unreadable = read_run(self._seals, run)
-            self.executor.start(opened, unreadable=unreadable)
         if answer.has_mail:
             self.courier.ring()
         if answer.runs and answer.is_full:
             self._ring_next(answer.runs[-1].queue, answer.runs[-1].workflow)
         (self._alone if self._claims_alone else self.claimer).answered(answer)
+
+    def begin(self, runs: Sequence[ClaimedRun]) -> None:
+        for run in runs:
+            opened, unreadable = read_run(self._seals, run)
+            self.executor.start(opened, unreadable=unreadable)
 
     def unclaimed(self, error: PostgresError) -> None:
         (self._alone if self._claims_alone else self.claimer).unanswered()

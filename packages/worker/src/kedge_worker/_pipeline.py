@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
@@ -23,6 +23,10 @@ _OK: Final = frozenset((pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK))
 
 # The server counts the transaction as committed, but no standby has confirmed it.
 UNREPLICATED: Final = "canceling wait for synchronous replication"
+
+
+def _nothing() -> None:
+    pass
 
 
 class Statement:
@@ -77,11 +81,18 @@ class Pipeline:
     def closed(self) -> bool:
         return self._conn.closed
 
-    async def roundtrip(self, calls: Sequence[Call], *, timeout_s: float) -> list[PGresult]:
+    async def roundtrip(
+        self, calls: Sequence[Call], *, timeout_s: float, meanwhile: Callable[[], None] = _nothing
+    ) -> list[PGresult]:
         """
         Send all calls with one Sync behind them and answer their results, in order.
 
         The calls share a transaction unless they say otherwise. After an error nothing behind it was executed.
+
+        Args:
+            calls: What to send.
+            timeout_s: How long to wait for the last answer.
+            meanwhile: Called when all is on its way, and before anything else can happen here.
 
         Raises:
             psycopg.Error: The first statement that failed, with its SQLSTATE; an open BEGIN is still open.
@@ -96,7 +107,7 @@ class Pipeline:
         except psycopg.OperationalError as error:
             self.abort()
             raise CutError(f"the connection to Postgres broke: {error}") from error
-        return await self._sync(timeout_s)
+        return await self._sync(timeout_s, meanwhile)
 
     async def prepare(self, statements: Iterable[Statement], *, timeout_s: float) -> None:
         """Prepare all statements that this connection will execute; raises as `roundtrip` does."""
@@ -119,7 +130,7 @@ class Pipeline:
         """Close an idle connection."""
         self.abort()
 
-    async def _sync(self, timeout_s: float) -> list[PGresult]:
+    async def _sync(self, timeout_s: float, meanwhile: Callable[[], None] = _nothing) -> list[PGresult]:
         if self._done is not None:
             raise RuntimeError("a round trip is under way on this connection")
         results: list[PGresult] = []
@@ -131,6 +142,7 @@ class Pipeline:
             self._pg.pipeline_sync()
             if self._pg.flush():
                 self._loop.add_writer(self._fd, self._writable)
+            meanwhile()
             await done
         except asyncio.CancelledError:
             self.abort()  # an answer on its way would be taken for that of the next round trip
