@@ -47,6 +47,8 @@ class Writer:
         self.given_back: dict[UUID, int] = {}
         self.compared: list[dict[UUID, int]] = []
         """What each comparison with the database found that is not in memory."""
+        self.begun: list[UUID] = []
+        """The claimed runs whose handlers would be executed."""
         self.unanswered_claims = 0
         self._wants = 0
         self._answers: list[list[LiveRun]] = []
@@ -111,7 +113,8 @@ class Writer:
         self._tell()
 
     def begin(self, runs: Sequence[ClaimedRun]) -> None:
-        """They are known from the answer."""
+        self.begun += [run.id for run in runs]
+        self._tell()
 
     def unclaimed(self, error: PostgresError) -> None:  # noqa: ARG002  # the protocol's
         self.unanswered_claims += 1

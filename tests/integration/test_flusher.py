@@ -44,6 +44,61 @@ def refuse(db: Session, condition: str, *, on: str = "insert on kedge.journal", 
 # ---- gathering ----------------------------------------------------------------------------------------------------
 
 
+async def test_what_a_full_claim_has_brought_begins_while_the_flush_behind_it_is_under_way(
+    database_url: str, db: Session
+) -> None:
+    moves.started(db, 4)
+    async with FaultProxy(database_url) as proxy, open_writer(proxy.url) as writer:
+        (first,) = await writer.claim(1)
+        trap = proxy.set_trap(asks_commit, Fault.FREEZE)
+        claiming = asyncio.create_task(writer.claim(2))
+        await trap.sprung()
+        keep(writer, first)
+        writer.flusher.move(first, COMPLETED)
+        trap = proxy.set_trap(asks_commit, Fault.FREEZE)
+        proxy.thaw()
+        brought = [run.claimed.id for run in await claiming]
+        await trap.sprung()
+
+        await writer.until(lambda: len(writer.begun) == 3)
+        assert writer.begun == [first.claimed.id, *brought]
+        assert writer.moved == []
+
+        proxy.thaw()
+        await writer.settled_all([first])
+
+
+async def test_what_a_claim_has_brought_begins_though_nothing_is_to_be_written(database_url: str, db: Session) -> None:
+    moves.started(db, 3)
+    async with open_writer(database_url) as writer:
+        full = await writer.claim(2)
+        rest = await writer.claim(2)
+
+        await writer.until(lambda: len(writer.begun) == 3)
+        assert writer.begun == [run.claimed.id for run in full + rest]
+
+
+async def test_what_a_claim_has_brought_begins_though_the_flush_behind_it_is_lost(
+    database_url: str, db: Session
+) -> None:
+    moves.started(db, 4)
+    async with FaultProxy(database_url) as proxy, open_writer(proxy.url) as writer:
+        (first,) = await writer.claim(1)
+        trap = proxy.set_trap(asks_commit, Fault.FREEZE)
+        claiming = asyncio.create_task(writer.claim(2))
+        await trap.sprung()
+        keep(writer, first)
+        writer.flusher.move(first, COMPLETED)
+        proxy.set_trap(asks_commit, Fault.CUT)
+        proxy.thaw()
+        brought = [run.claimed.id for run in await claiming]
+        await writer.settled_all([first])
+
+        assert writer.begun == [first.claimed.id, *brought]
+        assert writer.given_back == {}
+        assert moves.status(db, first.claimed.id) == "completed"
+
+
 async def test_what_comes_while_one_flush_is_in_flight_goes_out_together_in_the_next(
     database_url: str, db: Session
 ) -> None:
