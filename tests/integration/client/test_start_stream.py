@@ -123,9 +123,10 @@ async def test_a_chunk_of_large_inputs_ends_at_a_mebibyte(
 async def test_a_request_that_is_larger_than_a_chunk_goes_alone(
     twin: Twin, client: AnyClient, conn: psycopg.Connection
 ) -> None:
-    sizes = (10, 1_500_000, 10, 10)
+    sizes = (10, 1_048_000, 10, 10)
+    note = {"note": "m" * 2000}
 
-    runs = await twin.listed(client.start_stream(LARGE("x" * size) for size in sizes))
+    runs = await twin.listed(client.start_stream(LARGE("x" * size, metadata=note) for size in sizes))
 
     assert [len((await twin.do(run.view)).input) for run in runs] == list(sizes)
     assert transactions(conn) == [1, 1, 2]

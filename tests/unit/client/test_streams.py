@@ -123,12 +123,13 @@ def test_a_chunk_has_a_thousand_requests_at_most() -> None:
 
 
 def test_a_chunk_has_as_many_bytes_as_fit_and_a_larger_request_is_alone() -> None:
-    small, large = "s" * (CHUNK_BYTES // 4), "l" * (CHUNK_BYTES + 1)
+    quarter = "s" * (CHUNK_BYTES // 4)
+    large = A("l" * (CHUNK_BYTES - 100), metadata={"note": "m" * 1000})
 
-    assert Told([A(small)] * 7).sizes == [3, 3, 1]
-    assert Told([A("x"), A(large), A(large), A("y"), A("z")]).sizes == [1, 1, 1, 2]
-    assert Told([A(large), A("x")]).sizes == [1, 1]
-    assert Told([A("x"), A(large)]).sizes == [1, 1]
+    assert Told([A(quarter)] * 7).sizes == [3, 3, 1]
+    assert Told([A("x"), large, large, A("y"), A("z")]).sizes == [1, 1, 1, 2]
+    assert Told([large, A("x")]).sizes == [1, 1]
+    assert Told([A("x"), large]).sizes == [1, 1]
 
 
 def test_metadata_counts_as_what_it_weighs() -> None:

@@ -106,19 +106,19 @@ class StartStream:
         """
         starts = chunk.starts
         if isinstance(error, RunExistsError):
-            place = next((place for place, start in enumerate(starts) if start.run_id == error.run_id), 0)
-            self._refuse(error, self._stored + place)
+            place = next(place for place, start in enumerate(starts) if start.run_id == error.run_id)
             if place:
                 del self._starts[place:]
-                self._gathered = []
                 self._at_once = (place + 1) // 2
+                self._gathered = []
                 self._is_over = True
                 self._failure = error
+            self._refuse(error, self._stored + place)
             return place > 0
         # These may be about one request, and do not say which.
         if isinstance(error, InvalidOptionError) or type(error) is DatabaseError:
-            self._at_once = len(starts) // 2
-            if self._at_once:
+            if len(starts) > 1:
+                self._at_once = len(starts) // 2
                 return True
             self._refuse(error, self._stored)
         else:
