@@ -149,14 +149,9 @@ async def test_handles_come_in_the_order_of_the_requests_whatever_their_shape(tw
     assert [run.ref.name for run in runs] == ["notify", "process-order", "process-order"] * 500
     assert runs[3] == taken
     assert [n for n, run in enumerate(runs) if not run.created] == [3]
-    views = {view.id: view async for view in _views(twin, client)}
+    views = {view.id: view for view in await twin.listed(client.iter_runs())}
     assert [views[run.id].key for run in runs[::3]] == [f"n-{n}" for n in range(500)]
     assert [views[run.id].status for run in runs[:6]] == ["pending", "pending", "waiting"] * 2
-
-
-async def _views(twin: Twin, client: AnyClient) -> AsyncIterator[Any]:
-    for view in await twin.listed(client.iter_runs()):
-        yield view
 
 
 async def test_nothing_is_read_and_nothing_sent_before_the_first_handle_is_asked_for(twin: Twin) -> None:
