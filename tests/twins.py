@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import anyio.to_thread
@@ -46,6 +47,14 @@ class Twin(Protocol):
         """Walk to the end."""
         ...
 
+    async def some(self, iterator: Any, number: int) -> list[Any]:
+        """Take that many steps, or fewer where it ends."""
+        ...
+
+    async def stop(self, iterator: Any) -> None:
+        """Close an iterator that is a generator."""
+        ...
+
     async def open(self, url: str, *, autocommit: bool = False, **options: Any) -> AnyConnection:
         """Open a connection as an application has one."""
         ...
@@ -71,6 +80,13 @@ class _Sync:
         found: list[Any] = await self.do(lambda: list(iterator))
         return found
 
+    async def some(self, iterator: Any, number: int) -> list[Any]:
+        found: list[Any] = await self.do(lambda: list(islice(iterator, number)))
+        return found
+
+    async def stop(self, iterator: Any) -> None:
+        await self.do(iterator.close)
+
     async def open(self, url: str, *, autocommit: bool = False, **options: Any) -> AnyConnection:
         return psycopg.connect(url, autocommit=autocommit, **options)
 
@@ -93,6 +109,18 @@ class _Async:
 
     async def listed(self, iterator: Any) -> list[Any]:
         return [item async for item in iterator]
+
+    async def some(self, iterator: Any, number: int) -> list[Any]:
+        found: list[Any] = []
+        while len(found) < number:
+            try:
+                found.append(await anext(iterator))
+            except StopAsyncIteration:
+                break
+        return found
+
+    async def stop(self, iterator: Any) -> None:
+        await iterator.aclose()
 
     async def open(self, url: str, *, autocommit: bool = False, **options: Any) -> AnyConnection:
         connection = await psycopg.AsyncConnection.connect(url, autocommit=autocommit, **options)

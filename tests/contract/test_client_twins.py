@@ -28,6 +28,8 @@ RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"
 SYNC_ONLY = {"after_fork"}
 
 WORDS = [
+    # What the async one waits for or not, the sync one never does.
+    (r"(Iterable\[[^|]+\]) \| Async\1", r"\1"),
     (r"\bAsync(?=Client|RunHandle|Connection|Pool|Core|Link|Iterator|Generator)", ""),
     (r"\bSync(?=Connection|Pool|Core|Link)", ""),
     (r"\bAbstractAsyncContextManager\b", "AbstractContextManager"),
@@ -114,6 +116,7 @@ def test_the_public_names_of_the_clients_are_these() -> None:
         "start",
         "start_many",
         "start_statement",
+        "start_stream",
         "steps",
         "watch",
     }

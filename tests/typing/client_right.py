@@ -76,6 +76,9 @@ def sync(client: Client, conn: psycopg.Connection, pool: psycopg_pool.Connection
 
     assert_type(client.start_many(process(Order(str(number))) for number in range(3)), list[RunHandle[Receipt]])
     assert_type(client.start_many([process(order)], conn=conn), list[RunHandle[Receipt]])
+    assert_type(client.start_stream(process(Order(str(number))) for number in range(3)), Iterator[RunHandle[Receipt]])
+    for started in client.start_stream([process(order)]):
+        assert_type(started.result(), Receipt)
     statement = client.start_statement(process(order))
     assert_type(statement, StartStatement[Receipt])
     assert_type(statement.psycopg(), tuple[str, dict[str, Any]])
@@ -152,6 +155,9 @@ async def asynchronous(
     assert_type(await run.view(), RunView)
     assert_type(await run.cancel(), RunStatus)
     assert_type(await client.start_many([process(order)], conn=conn), list[AsyncRunHandle[Receipt]])
+    assert_type(client.start_stream([process(order)]), AsyncIterator[AsyncRunHandle[Receipt]])
+    async for started in client.start_stream(process(Order(event.kind)) async for event in client.watch(run)):
+        assert_type(await started.result(), Receipt)
     assert_type(client.start_statement(process(order)).handle(client), AsyncRunHandle[Receipt])
     assert_type(client.handle(process, run_id), AsyncRunHandle[Receipt])
     assert_type(await client.result(process, run_id, timeout=3), Receipt)

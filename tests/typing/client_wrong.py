@@ -41,6 +41,9 @@ def sync(client: Client, conn: psycopg.Connection, other: psycopg.AsyncConnectio
     client.start(process, order)  # type: ignore[arg-type, call-arg]  # pyright: ignore[reportCallIssue]
     client.start(request=process(order))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     client.start_many(process(order))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.start_stream(process(order))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    # Each chunk is a transaction of its own.
+    client.start_stream([process(order)], conn=conn)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
     # Connections.
     client.start(process(order), conn=other)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -106,3 +109,4 @@ async def asynchronous(client: AsyncClient, conn: psycopg.Connection, pool: psyc
     receipt: Receipt = run.result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
     take(receipt)
     list(client.iter_runs())  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+    list(client.start_stream([]))  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]

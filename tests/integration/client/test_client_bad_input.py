@@ -212,6 +212,7 @@ async def test_what_is_no_request_is_refused(twin: Twin, offline: AnyClient, ask
     for entry in (
         lambda: twin.do(offline.start, asked),
         lambda: twin.do(offline.start_many, [PROCESS(ORDER), asked]),
+        lambda: twin.listed(offline.start_stream([asked])),
         lambda: twin.do(offline.start_statement, asked),
     ):
         with pytest.raises(InvalidOptionError, match="start takes a request"):

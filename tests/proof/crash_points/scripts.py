@@ -9,12 +9,13 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Final
+from unittest.mock import patch
 
 import psycopg
 
 import tests.proof.crash_points.plays as plays
 from kedge.errors import DatabaseError, OutcomeUnknownError, UnavailableError
-from kedge_client import Client
+from kedge_client import Client, _streams
 
 CONFUSED: Final = 3
 """Exit code: something is not known to be done, and the script went no further."""
@@ -56,7 +57,7 @@ def script(do: Callable[[Client, str], None]) -> Callable[[str], int]:
 
 @script
 def starts(client: Client, url: str) -> None:
-    """Start: without a key, with one, many at once."""
+    """Start: without a key, with one, many at once, a stream."""
     with said("start", key=None) as answer:
         answer["run"] = str(client.start(plays.steps()).id)
     with said("start", key="one") as answer:
@@ -64,6 +65,10 @@ def starts(client: Client, url: str) -> None:
     keys = ["left", "middle", "right"]
     with said("starts", keys=keys) as answer:
         answer["runs"] = [str(run.id) for run in client.start_many([plays.steps(key=key) for key in keys])]
+    keys = ["streamed", "beside it", "behind it"]
+    with said("starts", keys=keys) as answer, patch.object(_streams, "BATCH", 2):
+        # Two chunks.
+        answer["runs"] = [str(run.id) for run in client.start_stream(plays.steps(key=key) for key in keys)]
 
 
 @script

@@ -63,6 +63,15 @@ def first_of(events: Any) -> Any:
     return anext(aiter(events)) if inspect.isasyncgen(events) else next(iter(events))
 
 
+def all_of(runs: Any) -> Any:
+    """The handles of a stream of starts, of either client."""
+
+    async def listed() -> list[Any]:
+        return [run async for run in runs]
+
+    return listed() if inspect.isasyncgen(runs) else list(runs)
+
+
 def looking(run: Callable[[], Any]) -> dict[str, Entry]:
     """What is about a run that exists, given how to name it."""
     return {
@@ -82,6 +91,8 @@ DATABASE: Final[dict[str, Entry]] = {
     "request": lambda client, value: client.start(value),
     "requests": lambda client, value: client.start_many(value),
     "one of many requests": lambda client, value: client.start_many([ref(1), value]),
+    "streamed requests": lambda client, value: all_of(client.start_stream(value)),
+    "one of streamed requests": lambda client, value: all_of(client.start_stream([ref(1), value])),
     **{f"option {name}": _option(name) for name in OPTIONS},
     "a tag": lambda client, value: client.start(ref(1, tags=[value])),
     "a value of the metadata": lambda client, value: client.start(ref(1, metadata={"a": value})),

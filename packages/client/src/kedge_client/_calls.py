@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -102,7 +102,7 @@ class ManyStarts:
     """Many runs, all or none of them."""
 
     def __init__(self, starts: Sequence[Start], *, wake: bool) -> None:
-        self._starts = starts
+        self.starts: Final = starts
         self._bells = doorbells(starts) if wake else []
         self._batches = batches(starts)
 
@@ -125,11 +125,11 @@ class ManyStarts:
         found: dict[int, Started] = {}
         for batch, answered in zip(self._batches, rows, strict=False):
             found.update(started_in(batch, answered))
-        return [found[place] for place in range(len(self._starts))]
+        return [found[place] for place in range(len(self.starts))]
 
     def explain(self, error: psycopg.Error) -> KedgeError | None:
         """Name the request whose key is taken."""
-        return conflict_of(self._starts, error)
+        return conflict_of(self.starts, error)
 
 
 def results(ids: Sequence[UUID]) -> Call[list[ResultRow]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -19,6 +19,7 @@ from kedge_client._round_trip import Command, Row
 from kedge_client._statements import START_MANY
 
 AnyRequest: TypeAlias = RunRequest[Any]
+Request = TypeVar("Request")
 BATCH: Final = 1000
 """Runs in one statement of a bulk start."""
 
@@ -37,9 +38,9 @@ class Started(NamedTuple):
     created: bool
 
 
-def new_start(request: AnyRequest, resource: str | None, codec: PayloadCodec | None = None) -> Start:
+def scoped_request(request: AnyRequest, resource: str | None) -> AnyRequest:
     """
-    Give a request its id, a scoped client's resource, and encrypt its input if there is a codec.
+    Give a request a scoped client's resource.
 
     Raises:
         InvalidOptionError: No request, or one of another resource.
@@ -51,6 +52,17 @@ def new_start(request: AnyRequest, resource: str | None, codec: PayloadCodec | N
         if options.resource is not None:
             raise InvalidOptionError("the request is of another resource than the scoped client")
         request = request.with_options(resource=resource)
+    return request
+
+
+def new_start(request: AnyRequest, resource: str | None, codec: PayloadCodec | None = None) -> Start:
+    """
+    Give a request its id, a scoped client's resource, and encrypt its input if there is a codec.
+
+    Raises:
+        InvalidOptionError: No request, or one of another resource.
+    """
+    request = scoped_request(request, resource)
     run_id = new_run_id()
     return Start(request if codec is None else seal_request(codec, request, run_id), run_id)
 
@@ -62,9 +74,19 @@ def new_starts(requests: Iterable[AnyRequest], resource: str | None, codec: Payl
     Raises:
         InvalidOptionError: As `new_start`; or it is nothing that holds requests.
     """
+    return [new_start(request, resource, codec) for request in each_of(requests, method="start_many")]
+
+
+def each_of(requests: Iterable[Request], *, method: str) -> Iterator[Request]:
+    """
+    Begin to walk requests.
+
+    Raises:
+        InvalidOptionError: It is nothing that holds requests.
+    """
     if not isinstance(requests, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]  # as above
-        raise InvalidOptionError(f"start_many takes a list of requests, not a {type(requests).__name__}")
-    return [new_start(request, resource, codec) for request in requests]
+        raise InvalidOptionError(f"{method} takes an iterable of requests, not a {type(requests).__name__}")
+    return iter(requests)
 
 
 def start_values(start: Start, *, strict: bool = False) -> tuple[Any, ...]:

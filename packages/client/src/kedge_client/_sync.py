@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, TypeVar
@@ -11,17 +11,18 @@ from uuid import UUID
 import kedge_client._calls as calls
 from kedge.codecs import PayloadCodec
 from kedge.durations import Duration
-from kedge.errors import InvalidOptionError
+from kedge.errors import InvalidOptionError, KedgeError
 from kedge.ids import parse_run_id
 from kedge.names import check_key
 from kedge.refs import RunRequest, WorkflowRef
 from kedge_client._calls import ManyStarts
 from kedge_client._handles import RunHandle
-from kedge_client._requests import new_start, new_starts, started
+from kedge_client._requests import Start, Started, each_of, new_start, new_starts, started
 from kedge_client._reruns import Rerun
 from kedge_client._run_refs import RunRef
 from kedge_client._settings import check_max_connections, client_settings, own_conninfo, resolve_dsn
 from kedge_client._start_statement import StartStatement
+from kedge_client._streams import StartStream
 from kedge_client._sync_connections import LentSyncConnections, OwnSyncConnections, SyncConnection, SyncPool
 from kedge_client._sync_control import SyncControl
 from kedge_client._sync_core import SyncCore
@@ -187,6 +188,61 @@ class Client(SyncControl, SyncSeeing):
             found = self._core.call(many.call())
         else:
             found = many.read(self._core.execute_in(conn, many.here(), explain=many.explain))
+        return self._handles(starts, found, conn)
+
+    def start_stream(self, requests: Iterable[RunRequest[Out]], /) -> Iterator[RunHandle[Out]]:
+        """
+        Start runs of any number of requests, in bounded memory. Nothing happens until it is iterated.
+
+        Requests are read in chunks: 1,000, or 1 MiB of encoded inputs and metadata, at most; one that is larger is a
+        chunk of its own. Each chunk is one transaction; then its handles come, in the order of the requests. The next
+        chunk is read when its first handle is asked for; until then no connection is held. Nothing is sent before
+        a chunk is full or the requests end: what comes rarely is better started one by one.
+
+        An error comes in its place: the requests before it are started and their handles have come, it and those
+        behind it are not started. A kedge error's `request_place` is that place, counted from 0; what `requests` itself
+        raises comes as it is. Whoever stops iterating has started the chunk of the last handle and nothing behind it. A
+        call that is interrupted while it stores a chunk leaves all of that or none. Give requests keys and they can be
+        repeated: those that are there answer with created=False.
+
+        There is no `conn=`: a transaction of yours is all or none, which is `start_many`.
+
+        Args:
+            requests: Of any workflows.
+
+        Raises:
+            InputConflictError: As `start`.
+            RunExistsError: As `start`.
+            RunActiveError: As `start`.
+            UsageError: A request cannot be used, or it is nothing that holds requests.
+            UnavailableError: The database was not reached: of this chunk nothing is started.
+            OutcomeUnknownError: The database did not answer: of this chunk all is started, or nothing.
+        """
+        source = each_of(requests, method="start_stream")
+        stream = StartStream(self._resource, self._core.settings)
+        while True:
+            while stream.wants_more:
+                try:
+                    stream.add(next(source))
+                except StopIteration:
+                    stream.end()
+                except Exception as error:  # noqa: BLE001  # raised when what was read before it is stored
+                    stream.end(error)
+            chunk = stream.next_chunk()
+            if chunk is None:
+                return
+            try:
+                found = self._core.call(chunk.call())
+            except KedgeError as error:
+                if not stream.goes_on(chunk, error):
+                    raise
+                continue
+            stream.stored(chunk)
+            yield from self._handles(chunk.starts, found)
+
+    def _handles(
+        self, starts: Iterable[Start], found: Iterable[Started], conn: SyncConnection | None = None
+    ) -> list[RunHandle[Any]]:
         return [
             RunHandle(
                 self._core, start.request.ref, one.run_id, resource=self._resource, created=one.created, conn=conn

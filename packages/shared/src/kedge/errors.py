@@ -3,7 +3,7 @@ The tree of exceptions: callers tell failures apart by type, and find ids as att
 
 ::
 
-    KedgeError
+    KedgeError                             .request_place: set by start_stream
     |- UsageError (ValueError)               wrong at the place where it is written; nothing was sent
     |  |- InvalidNameError                   workflow, event, step, queue, key, tag
     |  |- InvalidDurationError               not a duration; shows the accepted forms
@@ -98,6 +98,9 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 class KedgeError(Exception):
     """Everything that kedge raises on purpose."""
+
+    request_place: int | None = None
+    """Raised by `start_stream`: the first request, counted from 0, that is not (known to be) started. Else None."""
 
 
 # ------------------------------------------------------------------ wrong where it is written
