@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from uuid import UUID
 
 from kedge_worker._outcomes import End
@@ -40,7 +41,7 @@ def two_flushes_that_claim(w: World) -> Scene:
             once=not claimed[0] & claimed[1],
         )
 
-    programs = [lambda actor, worker=worker, run=run: ending_and_claiming(actor, worker, run) for worker, run in ending]
+    programs = [partial(ending_and_claiming, worker=worker, run=run) for worker, run in ending]
     return Scene(programs, check)
 
 
