@@ -70,13 +70,13 @@ class Told:
         if chunk is None:
             return False
         self.tries += 1
-        error = self._refuse(chunk)
-        if error is None:
+        refusal = self._refuse(chunk)
+        if refusal is None:
             stream.stored(chunk)
             self.stored += map(text_of, chunk.starts)
             self.sizes.append(len(chunk.starts))
-        elif not stream.goes_on(chunk, error):
-            raise error
+        elif not stream.goes_on(chunk, refusal):
+            raise refusal
         return True
 
 
