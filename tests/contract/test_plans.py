@@ -77,7 +77,7 @@ def _sessions(stack: ExitStack, url: str) -> Sessions:
     urls: dict[Side, str] = {
         "journal": settings.journal_conninfo(),
         "control": settings.control_conninfo(),
-        # A client's own; sooner or later each goes over to generic plans by itself.
+        # A client's own: its functions pin that, or come to it by themselves (test_planned_once).
         "client": own_conninfo(
             make_conninfo(url, options="-c plan_cache_mode=force_generic_plan"),
             client_settings(schema=None, timeout="10s", listen=True, wake=True),

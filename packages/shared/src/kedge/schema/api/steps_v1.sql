@@ -16,7 +16,8 @@ end $$;
 -- What a run waits for at this moment.
 create or replace function kedge.waits_v1(p_run uuid, p_resource text)
 returns table (kind text, key text, slot text, opened_at timestamptz, due_at timestamptz, attempt int, state bytea)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+set plan_cache_mode = force_generic_plan as $$
 begin
     return query
     select w.kind::text, w.key, w.slot, w.opened_at, nullif(w.due_at, 'infinity'), w.attempt, w.state
