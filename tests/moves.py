@@ -354,8 +354,9 @@ def take_back(session: Session, protocol: int = PROTOCOL, *, but: Sequence[UUID]
 
 
 def sort_inbox(session: Session, limit: int = 500) -> Sorted:
-    ((letters, remaining, owners, ended, queues, workflows),) = session.rows(statement("SORT_INBOX"), {"limit": limit})
-    return Sorted(letters, remaining, owners, ended, list(zip(queues, workflows, strict=True)))
+    (row,) = session.rows(statement("SORT_INBOX"), {"limit": limit})
+    letters, remaining, mailed, asked, ended, queues, workflows = row
+    return Sorted(letters, remaining, list({*mailed, *asked}), ended, list(zip(queues, workflows, strict=True)))
 
 
 def leave(session: Session, worker: UUID) -> None:

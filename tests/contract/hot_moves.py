@@ -90,8 +90,8 @@ HOT_MOVES: Final[dict[str, Hot]] = {
     "courier: batch": Hot(
         side="control",
         within=("pick_letters", "select array_agg(b.seq order by"),
-        variables={"v_seq": "bigint", "v_run": "uuid", "v_held": "uuid[]", "p_limit": "int", "seqs": "bigint[]"},
-        arguments=(-1, crowd.WORKER, [], BATCH, []),
+        variables={"v_seq": "bigint", "v_run": "uuid", "v_held": "uuid[]", "v_room": "int"},
+        arguments=(-1, crowd.WORKER, [], BATCH),
         by={"inbox_pkey"},
         touches=BATCH,
     ),

@@ -344,20 +344,12 @@ HOT: Final[dict[str, Hot]] = {
         arguments=(new_run_id(), None, "orders", "settled", None, b"\x01null"),
         blocks=60,
     ),
-    "send: whether it is there": Hot(
+    "send: to whom, whether it is there, what is unread, who waits": Hot(
         side="client",
-        within=("send_v1", "select m.seq, m.is_read"),
-        variables={"p_run": "uuid", "p_letter": "uuid"},
-        arguments=(crowd.run_id("waiting", 1), new_run_id()),
-        by={"events_pkey"},
-        touches=1,
-    ),
-    "send: what is unread": Hot(
-        side="client",
-        within=("send_v1", "select count(*), "),
-        variables={"p_run": "uuid", "v_slot": "text", "v_seq": "bigint"},
-        arguments=(crowd.run_id("waiting", 1), "e:settled", None),
-        by={"events_unread", "inbox_run"},
-        touches=2,
+        within=("send_v1", "select a.state, a.has_ended"),
+        variables={"p_run": "uuid", "p_resource": "text", "p_letter": "uuid", "v_slot": "text"},
+        arguments=(crowd.run_id("waiting", 1), None, new_run_id(), "e:settled"),
+        by={"runs_pkey", "finished_pkey", "events_pkey", "events_unread", "inbox_run", "waits_pkey"},
+        touches=7,
     ),
 }

@@ -29,7 +29,7 @@ GUARDS: Final = [
     Guard(
         "known by its mail",
         "api/send_v1.sql",
-        "accepted := v_seq is not null or",
+        "accepted := v_run.seq is not null or",
         "accepted :=",
         lambda s: letters.test_a_send_repeated_after_its_consumption_is_accepted_and_sent_once(s.open()),
     ),

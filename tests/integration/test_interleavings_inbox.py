@@ -417,6 +417,7 @@ async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = N
         worker_id=worker_id,
         ask=lambda run, kind, reason: heard.append((run, kind, reason)),
         sorted_some=lambda: looks.append(None),
+        sorted_own=lambda: looks.append(None),
         has_mail=lambda: None,
         takes=_everything,
     )

@@ -23,7 +23,8 @@ class Courier:
     """
     Any number of workers may run one: whoever gets the inbox's lock sorts.
 
-    `sorted_some` is called after letters have left: a claim had passed over their runs, and perhaps saw no others.
+    `sorted_some` is called after letters have left: a claim had passed over their runs, and perhaps saw no others; or
+    `sorted_own`, when they were all for runs in memory, so that there is nothing to claim.
     `has_mail` is called when this worker's own runs may have been sent something; `takes` tells whether it has room for
     runs of a queue and a workflow, so that nobody else need be woken for them.
     """
@@ -35,11 +36,13 @@ class Courier:
         worker_id: UUID,
         ask: Callable[[UUID, str, str | None], None],
         sorted_some: Callable[[], None],
+        sorted_own: Callable[[], None],
         has_mail: Callable[[], None],
         takes: Callable[[str, str], bool],
     ) -> None:
         self._store = store
         self._sorted_some = sorted_some
+        self._sorted_own = sorted_own
         self._worker_id = worker_id
         self._ask = ask
         self._has_mail = has_mail
@@ -58,7 +61,8 @@ class Courier:
                 _, has_looked = await self._sort()
                 if not has_looked:
                     # Perhaps another courier was faster, with a letter to a run of ours; the beat is the backstop.
-                    await self._look_for_own()
+                    await self._look_for_mail()
+                    await self._look_for_requests()
             except TroubleError as error:
                 _log.warning("courier: %s", error)
 
@@ -89,31 +93,33 @@ class Courier:
                 limit = _BATCH
                 continue
             total += done.letters
-            # A letter to a run in memory leaves nothing to claim, and its handler must not wait behind a claim.
-            was_at_rest = bool(done.lanes) or done.letters > len(done.owners)
-            if was_at_rest:
+            owners = {*done.mailed, *done.asked}
+            if done.lanes or done.letters > len(owners):
                 self._sorted_some()
+            elif done.letters:
+                self._sorted_own()
             if done.ended:
                 _log.info("courier: %d runs ended", len(done.ended))
                 await self._store.notify_ended(done.ended)
-            others = [owner for owner in done.owners if owner != self._worker_id]
-            if others:
-                await self._store.ring_workers(others)
-            if len(others) < len(done.owners):
-                has_looked = True
-                await self._look_for_own()
-            if done.letters and not was_at_rest:
-                self._sorted_some()
+            has_looked = has_looked or self._worker_id in owners
+            if self._worker_id in done.mailed:
+                await self._look_for_mail()
+            if others := owners - {self._worker_id}:
+                await self._store.ring_workers(list(others))
+            if self._worker_id in done.asked:
+                await self._look_for_requests()
             for queue, workflow in done.lanes:
                 if not self._takes(queue, workflow):
                     await self._store.ring(queue, workflow)
             if done.letters == 0 or not done.remaining:
                 return total, has_looked
 
-    async def _look_for_own(self) -> None:
-        """Have mail fetched for runs of this worker, and hand requests for them to the executor."""
+    async def _look_for_mail(self) -> None:
+        """Have mail fetched for runs of this worker: first, on the one connection, since handlers wait for it."""
         self._has_mail()
-        # The mail first, on the one connection: a handler waits for it. A claim that was rung for goes out meanwhile.
         await asyncio.sleep(0)
+
+    async def _look_for_requests(self) -> None:
+        """Hand what is wanted of runs of this worker to the executor."""
         for request in await self._store.requests():
             self._ask(request.run_id, request.kind, request.reason)

@@ -138,6 +138,7 @@ class Life:
             worker_id=self.id,
             ask=self.executor.ask,
             sorted_some=self.claimer.ring,
+            sorted_own=self.claimer.ring_soon,
             has_mail=self._look,
             takes=self._takes,
         )

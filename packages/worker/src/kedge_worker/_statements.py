@@ -382,7 +382,7 @@ GO_IDLE: Final = """
 WAKE_UP: Final = "delete from kedge.idle where worker_id = %(worker)s"
 
 SORT_INBOX: Final = """
-    select sorted, remaining, owners, ended, queues, workflows from kedge.sort_inbox(%(limit)s)
+    select sorted, remaining, mailed, asked, ended, queues, workflows from kedge.sort_inbox(%(limit)s)
 """
 FAIL_LETTER: Final = "select kedge.fail_letter(%(error)s)"
 HAS_MAIL: Final = "select exists (select 1 from kedge.inbox)"

@@ -64,7 +64,10 @@ class Sorted:
 
     letters: int
     remaining: bool
-    owners: list[UUID]
+    mailed: list[UUID]
+    """The workers whose runs have mail."""
+    asked: list[UUID]
+    """The workers of whose runs something is wanted."""
     ended: list[UUID]
     lanes: list[tuple[str, str]]
     """In which something became pending."""
@@ -189,11 +192,13 @@ class Store:
         await self._execute(REGISTER_DEFINITIONS, parameters)
 
     async def sort_inbox(self, limit: int) -> Sorted:
-        ((letters, remaining, owners, ended, queues, workflows),) = await self._execute(SORT_INBOX, {"limit": limit})
+        (row,) = await self._execute(SORT_INBOX, {"limit": limit})
+        letters, remaining, mailed, asked, ended, queues, workflows = row
         return Sorted(
             cast("int", letters),
             bool(remaining),
-            cast("list[UUID]", owners),
+            cast("list[UUID]", mailed),
+            cast("list[UUID]", asked),
             cast("list[UUID]", ended),
             _lanes(queues, workflows),
         )

@@ -11,10 +11,6 @@ language plpgsql security definer set search_path = pg_catalog, pg_temp set enab
 declare
     v_slot text := case when p_topic is null then 'e:' || p_event else 't:' || p_topic || chr(31) || p_event end;
     v_run record;
-    v_seq bigint;
-    v_is_read boolean;
-    v_unread int;
-    v_before int;
 begin
     perform kedge.await_standby();
     if (p_run is null) = (p_topic is null) then
@@ -46,28 +42,32 @@ begin
         return;
     end if;
 
-    select * into v_run from kedge.addressee(p_run, p_resource);
+    -- Mail of other kinds, such as the ends of a thousand children, is nobody's to send.
+    select a.state, a.has_ended, known.seq, known.is_read, m.unread, m.before, w.open into v_run
+      from kedge.addressee(p_run, p_resource) a
+      left join lateral (
+           select e.seq, e.consumed_seq is not null as is_read from kedge.events e where e.run_id = p_run and e.id = p_letter
+           union all
+           select i.seq, false from kedge.inbox i where i.run_id = p_run and i.id = p_letter
+           limit 1) known on true
+     cross join lateral (
+           select count(*)::int as unread,
+                  count(*) filter (where m.slot = v_slot and (known.seq is null or m.seq < known.seq)) as before
+             from (select e.slot, e.seq from kedge.events e
+                    where e.run_id = p_run and e.consumed_seq is null and not starts_with(e.slot, 'k:')
+                   union all
+                   select i.slot, i.seq from kedge.inbox i where i.run_id = p_run and i.kind = 'e') m) m
+     cross join lateral (
+           select count(*) as open from kedge.waits w where w.run_id = p_run and w.slot = v_slot) w;
     if not found then
         return;
     end if;
     status := kedge.status_name(v_run.state);
     has_ended := v_run.has_ended;
-    select m.seq, m.is_read into v_seq, v_is_read
-      from (select e.seq, e.consumed_seq is not null as is_read from kedge.events e where e.run_id = p_run and e.id = p_letter
-            union all
-            select i.seq, false from kedge.inbox i where i.run_id = p_run and i.id = p_letter) m
-     limit 1;
-    -- Mail of other kinds, such as the ends of a thousand children, is nobody's to send.
-    select count(*), count(*) filter (where m.slot = v_slot and (v_seq is null or m.seq < v_seq)) into v_unread, v_before
-      from (select e.slot, e.seq from kedge.events e
-             where e.run_id = p_run and e.consumed_seq is null and not starts_with(e.slot, 'k:')
-            union all
-            select i.slot, i.seq from kedge.inbox i where i.run_id = p_run and i.kind = 'e') m;
-    unread := v_unread;
-    accepted := v_seq is not null or not v_run.has_ended and unread < 1000;
-    delivered := coalesce(v_is_read, false)
-        or accepted and v_before < (select count(*) from kedge.waits w where w.run_id = p_run and w.slot = v_slot);
-    if accepted and v_seq is null then
+    unread := v_run.unread;
+    accepted := v_run.seq is not null or not v_run.has_ended and unread < 1000;
+    delivered := coalesce(v_run.is_read, false) or accepted and v_run.before < v_run.open;
+    if accepted and v_run.seq is null then
         insert into kedge.inbox (run_id, id, sent_at, kind, slot, payload)
         values (p_run, p_letter, kedge.instant(), 'e', v_slot, p_payload) on conflict do nothing;
     end if;

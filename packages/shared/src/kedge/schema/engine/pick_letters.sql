@@ -18,15 +18,17 @@ declare
     v_locked uuid[] := '{}';
     v_held uuid[] := '{}';
     v_kept uuid[];
+    v_room int;
 begin
     seqs := '{}'; runs := '{}'; kinds := '{}';
     for v_pass in 1..8 loop
+        v_room := p_limit - cardinality(seqs);
         select array_agg(b.seq order by b.seq, b.run_id), array_agg(b.run_id order by b.seq, b.run_id),
                array_agg(b.kind order by b.seq, b.run_id)
           into v_seqs, v_runs, v_kinds
           from (select i.seq, i.run_id, i.kind from kedge.inbox i
                  where (i.seq, i.run_id) > (v_seq, v_run) and i.run_id <> all (v_held)
-                 order by i.seq, i.run_id limit p_limit - cardinality(seqs)) b;
+                 order by i.seq, i.run_id limit v_room) b;
         exit when v_seqs is null;
         v_seq := v_seqs[cardinality(v_seqs)];
         v_run := v_runs[cardinality(v_runs)];
@@ -41,18 +43,24 @@ begin
                 select f.id from kedge.finished f where f.id = any (v_missing) and f.id <> all (v_kept)) || v_held;
         end if;
 
-        select seqs || coalesce(array_agg(b.seq order by b.place) filter (where b.is_free), '{}'),
-               runs || coalesce(array_agg(b.run_id order by b.place) filter (where b.is_free), '{}'),
-               kinds || coalesce(array_agg(b.kind order by b.place) filter (where b.is_free), '{}'),
-               v_held || coalesce(array_agg(b.run_id) filter (where not b.is_free or b.kind = 'r'), '{}')
-          into seqs, runs, kinds, v_held
-          from (select b.*, b.run_id <> all (v_held)
-                            and bool_and(b.kind in ('x', 's', 'u', 'g', 'r', 'e', 't', 'c', 'w', 'o')) over so_far
-                            and count(*) filter (where b.kind = 'r') over so_far
-                                = (b.kind = 'r')::int as is_free
-                  from unnest(v_seqs, v_runs, v_kinds) with ordinality as b(seq, run_id, kind, place)
-                window so_far as (partition by b.run_id order by b.place)) b;
-        exit when cardinality(seqs) >= p_limit;
+        if v_held = '{}' and v_kinds <@ '{x,s,u,g,e,t,c,w,o}' then  -- nearly always
+            seqs := seqs || v_seqs;
+            runs := runs || v_runs;
+            kinds := kinds || v_kinds;
+        else
+            select seqs || coalesce(array_agg(b.seq order by b.place) filter (where b.is_free), '{}'),
+                   runs || coalesce(array_agg(b.run_id order by b.place) filter (where b.is_free), '{}'),
+                   kinds || coalesce(array_agg(b.kind order by b.place) filter (where b.is_free), '{}'),
+                   v_held || coalesce(array_agg(b.run_id) filter (where not b.is_free or b.kind = 'r'), '{}')
+              into seqs, runs, kinds, v_held
+              from (select b.*, b.run_id <> all (v_held)
+                                and bool_and(b.kind in ('x', 's', 'u', 'g', 'r', 'e', 't', 'c', 'w', 'o')) over so_far
+                                and count(*) filter (where b.kind = 'r') over so_far
+                                    = (b.kind = 'r')::int as is_free
+                      from unnest(v_seqs, v_runs, v_kinds) with ordinality as b(seq, run_id, kind, place)
+                    window so_far as (partition by b.run_id order by b.place)) b;
+        end if;
+        exit when cardinality(v_seqs) < v_room or cardinality(seqs) >= p_limit;
     end loop;
     return next;
 end $$;

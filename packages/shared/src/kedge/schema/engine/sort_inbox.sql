@@ -4,11 +4,12 @@
 -- Within a round letters of different kinds are not mixed, where their order makes no difference to what becomes of the
 -- run: mail is kept whatever the run's state, a resume clears a pause only, a cancel wins over both, and a retry is the
 -- last letter of its run.
--- Answers who must be rung: owners of running runs that have mail or a request, the runs that ended (for clients that
--- wait), the lanes in which something became pending.
+-- Answers who must be rung: owners of running runs that have mail (mailed) or of which something is wanted (asked), the
+-- runs that ended (for clients that wait), the lanes in which something became pending.
 drop function if exists kedge.sort_inbox(int);
 create function kedge.sort_inbox(p_limit int)
-returns table (sorted int, remaining boolean, owners uuid[], ended uuid[], queues text[], workflows text[])
+returns table (
+    sorted int, remaining boolean, mailed uuid[], asked uuid[], ended uuid[], queues text[], workflows text[])
 language plpgsql as $$
 declare
     v_seqs bigint[];
@@ -19,7 +20,7 @@ declare
     v_stopped int := 0;
     v_row record;
 begin
-    sorted := 0; remaining := false; owners := '{}'; ended := '{}'; queues := '{}'; workflows := '{}';
+    sorted := 0; remaining := false; mailed := '{}'; asked := '{}'; ended := '{}'; queues := '{}'; workflows := '{}';
     -- The key is the schema's own oid: two installations in one database do not meet.
     if not pg_try_advisory_xact_lock('kedge.inbox'::regclass::oid::int, 1) then
         remaining := true;
@@ -69,7 +70,7 @@ begin
 
     if v_kinds && '{s,u,g}' then
         for v_row in select c.* from kedge.sort_controls(v_seqs, v_runs, v_kinds) c loop
-            owners := owners || v_row.owner;
+            asked := asked || v_row.owner;
             queues := queues || v_row.queue;
             workflows := workflows || v_row.workflow;
             v_mailed := v_mailed || v_row.mailed;
@@ -78,7 +79,7 @@ begin
 
     if v_mailed <> '{}' then
         for v_row in select w.* from kedge.wake_runs(v_mailed) w loop
-            owners := owners || v_row.owner;
+            mailed := mailed || v_row.owner;
             queues := queues || v_row.queue;
             workflows := workflows || v_row.workflow;
         end loop;
@@ -102,7 +103,7 @@ begin
 
     if 'x' = any (v_kinds) then
         select c.owners, c.ended into v_more, ended from kedge.sort_cancels(v_seqs, v_runs, v_kinds) c;
-        owners := owners || v_more;
+        asked := asked || v_more;
     end if;
     if 'r' = any (v_kinds) then
         for v_row in
@@ -132,7 +133,7 @@ begin
                and r.id = any (array(select b.run_id from unnest(v_runs, v_kinds) as b(run_id, kind) where b.kind = 'o'))
             returning r.worker_id)
         select coalesce(array_agg(distinct t.worker_id), '{}') into v_more from told t;
-        owners := owners || v_more;
+        asked := asked || v_more;
     end if;
 
     delete from kedge.inbox
@@ -144,10 +145,20 @@ begin
     get diagnostics sorted = row_count;
     sorted := sorted + v_stopped;
 
-    owners := array(select distinct o from unnest(owners) as o where o is not null);
-    select coalesce(array_agg(l.queue), '{}'), coalesce(array_agg(l.workflow), '{}') into queues, workflows
-      from (select distinct u.queue, u.workflow from unnest(queues, workflows) as u(queue, workflow)
-             where u.queue is not null) l;
+    mailed := array_remove(mailed, null);
+    asked := array_remove(asked, null);
+    queues := array_remove(queues, null);  -- a queue and its workflow are null together
+    workflows := array_remove(workflows, null);
+    if cardinality(mailed) > 1 then
+        mailed := array(select distinct o from unnest(mailed) as o);
+    end if;
+    if cardinality(asked) > 1 then
+        asked := array(select distinct o from unnest(asked) as o);
+    end if;
+    if cardinality(queues) > 1 then
+        select array_agg(l.queue), array_agg(l.workflow) into queues, workflows
+          from (select distinct u.queue, u.workflow from unnest(queues, workflows) as u(queue, workflow)) l;
+    end if;
     remaining := exists (select 1 from kedge.inbox);
     return next;
 end $$;
