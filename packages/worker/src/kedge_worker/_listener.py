@@ -57,18 +57,16 @@ class Listener:
 
     async def _listen(self, conn: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
         loop = asyncio.get_running_loop()
-        heard = asyncio.Event()
         # Asked for now: a connection that has gone does not tell any more, and the next one may get the same number.
         number = conn.fileno()
         while True:
-            # Not psycopg's generator: that looks at the clock ten times a second.
-            loop.add_reader(number, heard.set)
+            broken: asyncio.Future[None] = loop.create_future()
+            # Not psycopg's generator: that looks at the clock ten times a second. Whom it rings is rung in this very turn.
+            loop.add_reader(number, self._hear, conn.pgconn, broken)
             try:
+                self._hear(conn.pgconn, broken)  # what came along with an answer
                 async with asyncio.timeout(_HEALTH_PERIOD_S):
-                    while True:
-                        self._hear(conn.pgconn)
-                        heard.clear()
-                        await heard.wait()
+                    await broken
             except TimeoutError:
                 pass
             finally:
@@ -76,10 +74,14 @@ class Listener:
             # A half-open socket shows neither an end nor an error: ask.
             await self._ask(conn, sql.SQL("select 1"))
 
-    def _hear(self, pgconn: PGconn) -> None:
-        pgconn.consume_input()
-        while notify := pgconn.notifies():
-            self._ring(notify.extra.decode())
+    def _hear(self, pgconn: PGconn, broken: asyncio.Future[None]) -> None:
+        try:
+            pgconn.consume_input()
+            while notify := pgconn.notifies():
+                self._ring(notify.extra.decode())
+        except psycopg.Error as error:
+            if not broken.done():
+                broken.set_exception(error)
 
     async def _ask(self, conn: psycopg.AsyncConnection[tuple[object, ...]], query: sql.SQL | sql.Composed) -> None:
         watchdog = asyncio.get_running_loop().call_later(_HEALTH_DEADLINE_S, shut_down, conn.pgconn)

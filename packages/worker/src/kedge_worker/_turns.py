@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Set
+from collections.abc import Collection, Set
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,10 +42,12 @@ for that one awaits something that is not kedge's: a raw sleep, a semaphore.
 class Rounds:
     """Counts the rounds of an event loop, for as long as somebody wants to know and no longer."""
 
-    __slots__ = ("_loop", "_ticking", "_until", "now", "waiting")
+    __slots__ = ("_loop", "_ready", "_ticking", "_until", "now", "waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        # What asyncio will do next; other loops do not show it.
+        self._ready: Collection[object] | None = getattr(loop, "_ready", None)
         self._ticking = False
         self._until = 0
         self.now = 0
@@ -62,6 +64,8 @@ class Rounds:
 
     def _tick(self) -> None:
         self.now += 1
+        if self._ready is not None and not self._ready:
+            self.now = max(self.now, self._until)  # nothing else is about to happen: the rounds to come would be empty
         if self.waiting:
             for turns in tuple(self.waiting):
                 turns.look()
