@@ -1,9 +1,9 @@
 """
 A client's session plans a function's statements a few times and then never again.
 
-Left to itself, Postgres compares the guessed cost of a plan for all arguments with that of plans for the present ones. Of an
-array it guesses that it is longer than the one run that clients ask for, and so some statements would be planned at each
-call for ever, which costs several times what they do.
+Left to itself, Postgres compares the guessed cost of a plan for all arguments with that of plans for the present ones.
+Of an array it guesses that it is longer than the one run that clients ask for, and so some statements would be planned
+at each call for ever, which costs several times what they do.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ CALLS: Final = {
     "ring_v1": "'default', 'order'",
     "run_log_v1": "%(run)s, null, 0, 0, 100",
     "send_v1": "%(letter)s, %(live)s, null, 'paid', null, 'x'::bytea",
-    "start_run_v1": "%(new)s, 'order', 'default', 0, 'x'::bytea, null, null, null, 'return', null, null, null, null, true",
-    "start_runs_v1": "array[%(new)s]::uuid[], 'order', 'default', 0, array['x'::bytea], null, null, null, 'return', null,"
-    " null, null, null, true",
+    "start_run_v1": "%(new)s, 'order', 'default', 0, 'x'::bytea, null, null, null, 'return', null, null, null, null,"
+    " true",
+    "start_runs_v1": "array[%(new)s]::uuid[], 'order', 'default', 0, array['x'::bytea], null, null, null, 'return',"
+    " null, null, null, null, true",
     "steps_v1": "%(run)s, null, 0, 500, null",
     "waits_v1": "%(run)s, null",
     "watch_v1": "array[%(run)s]::uuid[], 'somebody'",

@@ -61,7 +61,7 @@ class Listener:
         number = conn.fileno()
         while True:
             broken: asyncio.Future[None] = loop.create_future()
-            # Not psycopg's generator: that looks at the clock ten times a second. Whom it rings is rung in this very turn.
+            # Not psycopg's generator: that looks at the clock ten times a second. Whom it rings is rung in this turn.
             loop.add_reader(number, self._hear, conn.pgconn, broken)
             try:
                 self._hear(conn.pgconn, broken)  # what came along with an answer
