@@ -41,7 +41,7 @@ class Plan:
 
 
 QUICK: Final = Plan(repetitions=1, drain_s=1, start_s=1, bulk=10_000, samples=50, few_samples=20, half_s=2, idle_s=5)
-FULL: Final = Plan(repetitions=3, drain_s=3, start_s=4, bulk=60_000, samples=200, few_samples=50, half_s=5, idle_s=20)
+FULL: Final = Plan(repetitions=3, drain_s=3, start_s=4, bulk=60_000, samples=200, few_samples=50, half_s=5, idle_s=60)
 
 
 class Bench:
