@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -15,7 +16,7 @@ from kedge_worker._runs import LiveRun
 from kedge_worker._signals import ClosedError, LeaseLostError
 from kedge_worker.testing import PostgresServer
 from tests import moves
-from tests.fault_proxy import Fault, FaultProxy, Match, answers_commit, asks_commit, executes
+from tests.fault_proxy import Fault, FaultProxy, Match, Trap, answers_commit, asks_commit, executes
 from tests.sessions import Session, Sessions, open_sessions
 from tests.writer import COMPLETED, FAILED, GIVEN_BACK, Writer, open_writer
 
@@ -41,6 +42,21 @@ def refuse(db: Session, condition: str, *, on: str = "insert on kedge.journal", 
     db.rows(f"create trigger refuse before {on} for each row execute function refuse()")
 
 
+async def full_claim_before_a_flush(
+    proxy: FaultProxy, writer: Writer, fault: Fault
+) -> tuple[LiveRun, list[UUID], Trap]:
+    """A run whose end is to be written when a full claim is answered, what that has brought, and the flush's fault."""
+    (first,) = await writer.claim(1)
+    trap = proxy.set_trap(asks_commit, Fault.FREEZE)
+    claiming = asyncio.create_task(writer.claim(2))
+    await trap.sprung()
+    keep(writer, first)
+    writer.flusher.move(first, COMPLETED)
+    trap = proxy.set_trap(asks_commit, fault)
+    proxy.thaw()
+    return first, [run.claimed.id for run in await claiming], trap
+
+
 # ---- gathering ----------------------------------------------------------------------------------------------------
 
 
@@ -49,15 +65,7 @@ async def test_what_a_full_claim_has_brought_begins_while_the_flush_behind_it_is
 ) -> None:
     moves.started(db, 4)
     async with FaultProxy(database_url) as proxy, open_writer(proxy.url) as writer:
-        (first,) = await writer.claim(1)
-        trap = proxy.set_trap(asks_commit, Fault.FREEZE)
-        claiming = asyncio.create_task(writer.claim(2))
-        await trap.sprung()
-        keep(writer, first)
-        writer.flusher.move(first, COMPLETED)
-        trap = proxy.set_trap(asks_commit, Fault.FREEZE)
-        proxy.thaw()
-        brought = [run.claimed.id for run in await claiming]
+        first, brought, trap = await full_claim_before_a_flush(proxy, writer, Fault.FREEZE)
         await trap.sprung()
 
         await writer.until(lambda: len(writer.begun) == 3)
@@ -83,15 +91,7 @@ async def test_what_a_claim_has_brought_begins_though_the_flush_behind_it_is_los
 ) -> None:
     moves.started(db, 4)
     async with FaultProxy(database_url) as proxy, open_writer(proxy.url) as writer:
-        (first,) = await writer.claim(1)
-        trap = proxy.set_trap(asks_commit, Fault.FREEZE)
-        claiming = asyncio.create_task(writer.claim(2))
-        await trap.sprung()
-        keep(writer, first)
-        writer.flusher.move(first, COMPLETED)
-        proxy.set_trap(asks_commit, Fault.CUT)
-        proxy.thaw()
-        brought = [run.claimed.id for run in await claiming]
+        first, brought, _ = await full_claim_before_a_flush(proxy, writer, Fault.CUT)
         await writer.settled_all([first])
 
         assert writer.begun == [first.claimed.id, *brought]

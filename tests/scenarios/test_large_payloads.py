@@ -1,7 +1,6 @@
 """What a worker holds of large payloads: as much as its slots have room for, and nothing of a run that has left."""
 
 import asyncio
-import contextlib
 import gc
 from collections.abc import Callable, Generator
 
@@ -15,6 +14,7 @@ from kedge_worker._execution import Execution
 from kedge_worker._life import Life
 from kedge_worker._runs import LiveRun, Row
 from kedge_worker._statements import CLAIM_BYTES
+from tests.collector import without_collector
 from tests.scenarios.stage import Stage, stage
 
 MIB = 1024 * 1024
@@ -37,16 +37,6 @@ async def until(happened: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not happened():
             await asyncio.sleep(0.005)
-
-
-@contextlib.contextmanager
-def without_collector() -> Generator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def alive() -> list[object]:

@@ -17,6 +17,15 @@ _NOTHING: Final = object()
 _WHERE: Final = "a test's value"
 
 
+def note_rings(conn: psycopg.Connection) -> None:
+    """Instead of ringing, write down in which transaction (table `rung`, column `xid`)."""
+    conn.execute("create table rung (xid text); grant insert on rung to public")
+    conn.execute(
+        "create or replace function kedge.ring_v1(p_queue text, p_workflow text) returns void language sql"
+        " as 'insert into rung values (pg_current_xact_id()::text)'"
+    )
+
+
 def keep(
     conn: psycopg.Connection,
     run: UUID,

@@ -9,6 +9,7 @@ import pytest
 
 from kedge import InvalidOptionError, Retry, RunNotFoundError, RunRequest, SchemaError, WorkflowRef
 from tests.integration.client.orders import NIGHTLY, NOTIFY, ORDER, PROCESS, Order
+from tests.integration.client.tables import note_rings
 from tests.twins import ASYNC, AnyClient, Twin, opened
 
 WORKER = UUID("00000000-0000-4000-8000-000000000001")
@@ -185,11 +186,7 @@ async def test_a_client_that_shall_not_wake_wakes_nobody(
 async def test_the_doorbell_rings_in_a_transaction_of_its_own(
     twin: Twin, client: AnyClient, conn: psycopg.Connection
 ) -> None:
-    conn.execute("create table rung (xid text); grant insert on rung to public")
-    conn.execute(
-        "create or replace function kedge.ring_v1(p_queue text, p_workflow text) returns void language sql"
-        " as 'insert into rung values (pg_current_xact_id()::text)'"
-    )
+    note_rings(conn)
 
     run = await twin.do(client.start, PROCESS(ORDER))
     many = await twin.do(client.start_many, [PROCESS(ORDER)])

@@ -27,6 +27,7 @@ from kedge.encryption import AesGcmCodec, new_key
 from kedge_client import AsyncClient
 from tests.fault_proxy import Fault, FaultProxy, executes, nth
 from tests.integration.client.orders import NOTIFY, ORDER, PROCESS, Order
+from tests.integration.client.tables import note_rings
 from tests.integration.client.test_client_keys import until_somebody_waits
 from tests.proxy import Proxy
 from tests.twins import ASYNC, AnyClient, Twin, connected, opened
@@ -184,11 +185,7 @@ async def test_between_two_chunks_no_connection_is_held(
 async def test_each_chunk_rings_the_doorbell_behind_its_commit(
     twin: Twin, client: AnyClient, conn: psycopg.Connection
 ) -> None:
-    conn.execute("create table rung (xid text); grant insert on rung to public")
-    conn.execute(
-        "create or replace function kedge.ring_v1(p_queue text, p_workflow text) returns void language sql"
-        " as 'insert into rung values (pg_current_xact_id()::text)'"
-    )
+    note_rings(conn)
     stream = client.start_stream(orders(2500))
 
     for chunks in (1, 2, 3):

@@ -4,9 +4,8 @@ while it goes on what it still needs.
 """
 
 import asyncio
-import contextlib
 import gc
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -22,21 +21,12 @@ from kedge_worker._runs import Mail, MemoRow
 from kedge_worker._sync_context import SyncContext
 from kedge_worker._waits import RunWaits
 from kedge_worker._workflows import workflow
+from tests.collector import without_collector
 from tests.unit.worker.journal import START, Lives, bound
 
 RUNS = 5
 MIB = 1024 * 1024
 paid = EventRef("paid", str)
-
-
-@contextlib.contextmanager
-def without_collector() -> Generator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def alive() -> list[str]:
