@@ -92,6 +92,20 @@ GUARDS: Final = [
         lambda s: start.test_a_repeated_start_answers_as_the_first_did_with_the_present_status(s.open(), "pending"),
     ),
     Guard(
+        "ON CONFLICT for the input of a usual start",
+        "api/start_run_v1.sql",
+        "on conflict do nothing returning run_id, at)",
+        "returning run_id, at)",
+        lambda s: start.test_a_repeated_start_answers_as_the_first_did_with_the_present_status(s.open(), "pending"),
+    ),
+    Guard(
+        "a usual start has no key",
+        "api/start_run_v1.sql",
+        "num_nonnulls(p_key, ",
+        "num_nonnulls(",
+        lambda s: start.test_of_two_racing_starts_with_one_key_the_later_gets_the_earlier_ones_run(s, "read committed"),
+    ),
+    Guard(
         "ON CONFLICT for the key",
         "api/start_run_v1.sql",
         "p_key_hash) on conflict do nothing",

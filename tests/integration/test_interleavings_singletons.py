@@ -198,6 +198,18 @@ def test_an_unknown_policy_is_refused(db: Session, policy: str) -> None:
     assert moves.statuses(db) == {}
 
 
+def test_a_singleton_without_a_key_is_refused(db: Session) -> None:
+    with pytest.raises(psycopg.Error) as refused:
+        db.rows(
+            "select kedge.start_run_v1($1::uuid, 'order', 'default', 0, '\\x01', null, null, null, 'return', null,"
+            " null, null, null, true, null, 'raise')",
+            (new_run_id(),),
+        )
+
+    assert refused.value.sqlstate == "KE005"
+    assert moves.statuses(db) == {}
+
+
 # ---- repeats ------------------------------------------------------------------------------------------------------
 
 
