@@ -89,14 +89,18 @@ GUARDS: Final = [
         "api/start_run_v1.sql",
         "coalesce(p_meta, '')) on conflict do nothing",
         "coalesce(p_meta, ''))",
-        lambda s: start.test_a_repeated_start_answers_as_the_first_did_with_the_present_status(s.open(), "pending"),
+        lambda s: start.test_a_repeated_start_answers_as_the_first_did_with_the_present_status(
+            s.open(), "pending", ["a"]
+        ),
     ),
     Guard(
         "ON CONFLICT for the input of a usual start",
         "api/start_run_v1.sql",
         "on conflict do nothing returning run_id, at)",
         "returning run_id, at)",
-        lambda s: start.test_a_repeated_start_answers_as_the_first_did_with_the_present_status(s.open(), "pending"),
+        lambda s: start.test_a_repeated_start_answers_as_the_first_did_with_the_present_status(
+            s.open(), "pending", None
+        ),
     ),
     Guard(
         "a usual start has no key",

@@ -48,14 +48,17 @@ def test_a_keyed_start_repeated_after_the_run_has_ended_executes_nothing_again(d
     assert moves.claim_alone(db, worker) == []
 
 
+@pytest.mark.parametrize("tags", [None, ["a", "b"]])
 @pytest.mark.parametrize("step", ["pending", "running", "waiting"])
-def test_a_repeated_start_answers_as_the_first_did_with_the_present_status(db: Session, step: str) -> None:
+def test_a_repeated_start_answers_as_the_first_did_with_the_present_status(
+    db: Session, step: str, tags: list[str] | None
+) -> None:
     run = new_run_id()
-    moves.start(db, run, delay_s=60 if step == "waiting" else None, tags=["a", "b"])
+    moves.start(db, run, delay_s=60 if step == "waiting" else None, tags=tags)
     if step == "running":
         moves.claim_alone(db, moves.register(db))
 
-    again = moves.start(db, run, tags=["a", "b"])
+    again = moves.start(db, run, tags=tags)
 
     assert again == moves.Started(run, created=True, status=step, conflict=None)
     assert db.value("select count(*) from kedge.journal where run_id = $1", (run,)) == 1
