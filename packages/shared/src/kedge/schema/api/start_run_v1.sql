@@ -156,7 +156,8 @@ drop function if exists kedge.start_run_v1(
 
 -- The same for clients. Nearly every start says no more than a workflow, a queue, an input and perhaps a resource: it is one
 -- statement behind one condition, since each statement and each expression of a function costs a transaction of its own
--- microseconds. Whatever else is wanted, or wrong, and a repeat, start_run deals with.
+-- microseconds. Whatever else is wanted, or wrong, and a repeat, start_run deals with. Only a repeat could write nothing, and
+-- have no standby to wait for.
 create or replace function kedge.start_run_v1(
     p_id uuid, p_workflow text, p_queue text, p_priority int, p_input bytea, p_meta bytea,
     p_key text, p_key_hash bytea, p_on_conflict text, p_resource text, p_delay_s double precision,
@@ -173,8 +174,7 @@ begin
        and octet_length(p_input) <= 67108864 and coalesce(octet_length(p_meta), 0) <= 67108864
        and octet_length(p_workflow) between 1 and 401 and octet_length(p_queue) between 1 and 200
        and coalesce(octet_length(p_resource), 1) between 1 and 1000
-       and not kedge.is_solo(p_queue) and kedge.is_start(p_priority, null, null)
-       and current_setting('synchronous_standby_names') = '' then
+       and not kedge.is_solo(p_queue) and kedge.is_start(p_priority, null, null) then
         with stored as (
             insert into kedge.journal (run_id, at, seq, epoch, took_ms, kind, key, value, meta)
             values (p_id, kedge.instant(), 0, 0, 0, 'i', '', p_input, coalesce(p_meta, ''))
