@@ -289,6 +289,22 @@ async def test_no_body_begins_before_what_was_kept_is_durable() -> None:
     assert lives.journal.log == ["body a", "keep a", "durable", "body b", "keep b"]
 
 
+async def test_what_ends_a_wait_is_there_at_once_and_no_body_begins_before_it_is_durable() -> None:
+    async def handler(ctx: Context) -> None:
+        async def note(name: str) -> None:
+            lives.journal.log.append(f"body {name}")
+
+        await ctx.sleep("nap", 0.001)
+        lives.journal.log.append("goes on")
+        await ctx.step("b", note, "b")
+
+    async with Lives(bound(handler), linger_s=60) as lives:
+        await lives.run()
+
+    # First the wait itself is stored, which has no row.
+    assert lives.journal.log == ["durable", "keep nap", "goes on", "durable", "body b", "keep b"]
+
+
 async def test_no_body_of_any_branch_begins_before_what_the_others_kept_is_durable() -> None:
     async def handler(ctx: Context) -> None:
         async def note(name: str) -> None:

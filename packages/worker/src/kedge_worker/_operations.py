@@ -84,7 +84,11 @@ class Operations:
             execution.leave(here)
 
     async def serve(self, wait: Wait, of: Operation, branch: Branch) -> Served:
-        """Begin the wait and answer what ends it; that is stored by then, and it is its turn to be handed out."""
+        """
+        Begin the wait and answer what ends it; it is its turn to be handed out.
+
+        It need not be stored: nobody else decides it, and nothing that is seen outside begins before it is.
+        """
         execution = self._execution
         execution.check_wait(wait.key, wait.kind, wait.slot)
         waits = execution.open_waits()
@@ -110,8 +114,6 @@ class Operations:
                 execution.active += 1
                 execution.waiting.discard(task)
                 waits.end(wait)
-            if served.kept is not None:
-                await execution.barrier()
         except asyncio.CancelledError:
             if not execution.closed:
                 if wait.future.done() and not wait.future.cancelled():

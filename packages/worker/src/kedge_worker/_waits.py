@@ -1,8 +1,8 @@
 """
 The open waits of one run in memory, and its unread mail: which wait takes what, and when a wait's time is up.
 
-What ends a wait is kept at that moment, in the order of arrival, and gets its seq; the handler has it when that is
-durable. Parking only evicts: the next life begins the same waits again and finds what is stored of them.
+What ends a wait is kept at that moment, in the order of arrival, and gets its seq; the handler goes on with it as with
+the outcome of a step. Parking only evicts: the next life begins the same waits again and finds what is stored of them.
 """
 
 from __future__ import annotations
