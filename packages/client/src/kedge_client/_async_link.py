@@ -19,8 +19,8 @@ class AsyncLink(Link["psycopg.AsyncConnection[Any]"]):
     A connection of the async client.
 
     It is attached to its loop, by a reader of its socket and one timer, from its first round trip until it has not been
-    used for as long as the server may be silent: to register and to forget both for each round trip costs as much as
-    half of a start.
+    used for as long as the server may be silent: to register and to forget both for each round trip was a good part of
+    what a start cost.
     """
 
     __slots__ = ("_done", "_generator", "_looks_at", "_loop", "_until", "_watchdog", "_writes", "on_words")

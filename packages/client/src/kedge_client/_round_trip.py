@@ -3,7 +3,7 @@ One round trip on a connection of libpq: transactions out, each closed by its ow
 
 A generator, so that the sync and the async client drive the same text. libpq's pipeline mode is used directly, because
 psycopg's pipeline costs three times the processor time and hides which of several transactions an error belongs to; its
-generators, one inside of the other for each of four results, cost a third of a start.
+generators would be one inside of the other for each of a start's four results.
 """
 
 from __future__ import annotations

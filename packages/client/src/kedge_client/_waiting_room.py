@@ -56,7 +56,7 @@ _OBSERVED: Final = "observed:"
 
 class WaitingRoom:
     """
-    The waiters of one client. Runs are known here by the bytes of their ids, which cost a tenth of a UUID to look up.
+    The waiters of one client. Runs are known here by the bytes of their ids, for a UUID is hashed in Python.
 
     Args:
         schema: The schema's name.
