@@ -20,6 +20,9 @@ from psycopg.rows import dict_row
 from kedge import ClosedClientError, InvalidOptionError, SchemaError, TransactionStateError, UnavailableError
 from kedge_client import AsyncClient, Client
 from kedge_client._async_connections import OwnAsyncConnections
+from kedge_client._async_link import AsyncLink
+from kedge_client._round_trip import Command
+from kedge_client._statements import Statement
 from kedge_client._sync_connections import OwnSyncConnections
 from kedge_worker._migrator import migrate
 from kedge_worker.testing import PostgresServer
@@ -117,6 +120,32 @@ async def test_adapters_of_the_application_change_nothing(twin: Twin, database_u
 
         assert (await twin.do(client.get, run)).id == run.id
         assert (await twin.do(client.get, other)).created_at.tzinfo is not None
+
+
+async def test_an_owner_who_listens_on_a_lent_connection_hears_what_comes_during_a_call(
+    twin: Twin, database_url: str, conn: psycopg.Connection
+) -> None:
+    heard: list[str] = []
+    async with connected(twin, database_url, autocommit=True) as mine:
+
+        @contextmanager
+        def lend() -> Generator[Any]:
+            yield mine
+
+        @asynccontextmanager
+        async def lend_async() -> AsyncGenerator[Any]:
+            yield mine
+
+        mine.add_notify_handler(lambda notify: heard.append(notify.payload))
+        await twin.do(mine.execute, "listen orders")
+        client = twin.around(lend if twin is SYNC else lend_async)
+        conn.execute("notify orders, 'new'")
+
+        async with asyncio.timeout(30):
+            while not heard:
+                await twin.do(client.count_runs)
+
+    assert heard == ["new"]
 
 
 async def test_a_pool_full_of_dead_connections_starts_runs_all_the_same(
@@ -352,6 +381,41 @@ def test_an_async_client_belongs_to_the_loop_of_its_first_use(database_url: str)
 
         assert first.run(use()) == 0
         first.run(close())
+
+
+def is_attached(link: AsyncLink) -> bool:
+    return link._loop is not None
+
+
+async def used_once(connections: OwnAsyncConnections, *, silence_s: float) -> AsyncLink:
+    """Make one round trip, in which the server may be silent for so long."""
+    link = await connections.take(monotonic() + 30)
+    await link.exchange([[Command(Statement("one", "select 1", {}, ("int4",)), ())]], [], monotonic() + silence_s)
+    await connections.put(link)
+    return link
+
+
+async def test_a_connection_that_nobody_uses_leaves_its_loop_alone(database_url: str) -> None:
+    connections = OwnAsyncConnections(database_url, "kedge", maximum=1, prepares=True)
+    link = await used_once(connections, silence_s=2)
+    assert is_attached(link)
+
+    async with asyncio.timeout(30):
+        while is_attached(link):
+            await asyncio.sleep(0)
+
+    assert await used_once(connections, silence_s=30) is link
+    await connections.close()
+
+
+async def test_a_closed_client_leaves_nothing_with_its_loop(database_url: str) -> None:
+    connections = OwnAsyncConnections(database_url, "kedge", maximum=1, prepares=True)
+    link = await used_once(connections, silence_s=30)
+
+    await connections.close()
+
+    # Else the loop would take the next socket of this number for it.
+    assert not asyncio.get_running_loop().remove_reader(link.fileno)
 
 
 def test_threads_share_a_client(database_url: str, conn: psycopg.Connection) -> None:

@@ -46,7 +46,10 @@ def test_every_parameter_is_used_and_every_type_known(statement: Statement) -> N
 def test_values_are_encoded_in_the_order_of_the_parameters() -> None:
     assert TRIVIAL.encode([7, "x"]) == [b"\0\0\0\7", b"x"]
     assert TRIVIAL.encode([None, None]) == [None, None]
-    assert TRIVIAL.decode([b"x", None]) == ("x", None)
+    assert [(place, read(data)) for (place, read), data in zip(TRIVIAL.columns, [b"x", b"\0\0\0\7"], strict=True)] == [
+        (0, "x"),
+        (1, 7),
+    ]
     with pytest.raises(ValueError, match="zip"):
         TRIVIAL.encode([7])
 

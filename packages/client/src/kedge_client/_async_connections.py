@@ -11,11 +11,10 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import psycopg
 
 from kedge.errors import ClosedClientError, InvalidOptionError, UnavailableError
+from kedge_client._async_link import AsyncLink
 from kedge_client._lent import check_lent, conninfo_of
-from kedge_client._link import Link
 
 AsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any]"
-AsyncLink: TypeAlias = "Link[psycopg.AsyncConnection[Any]]"
 
 
 @runtime_checkable
@@ -95,7 +94,9 @@ class OwnAsyncConnections:
     async def close(self) -> None:
         self._closed = True
         while self._idle:
-            await self._idle.pop().conn.close()
+            link = self._idle.pop()
+            link.let_go()
+            await link.conn.close()
 
     async def conninfo(self) -> str:
         return self._conninfo
@@ -111,7 +112,7 @@ class OwnAsyncConnections:
 
     async def _opened(self) -> AsyncLink:
         conn = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
-        return Link(conn, self._schema, prepares=self._prepares)
+        return AsyncLink(conn, self._schema, prepares=self._prepares)
 
 
 class LentAsyncConnections:
@@ -171,7 +172,7 @@ class LentAsyncConnections:
         try:
             autocommit = check_lent(conn, psycopg.AsyncConnection)
             await conn.set_autocommit(True)
-            link: AsyncLink = Link(conn, self._schema, prepares=False)
+            link = AsyncLink(conn, self._schema, prepares=False)
             self._lent[id(link)] = (loan, autocommit)
         except BaseException as error:
             await loan.__aexit__(type(error), error, error.__traceback__)

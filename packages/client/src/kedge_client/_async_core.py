@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from typing import TypeVar
-from uuid import UUID
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -17,7 +16,6 @@ from kedge.start_terms import starts_alone
 from kedge_client._async_connections import AsyncConnection, AsyncConnections
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Posting, Rows
-from kedge_client._driving import drive_async
 from kedge_client._failures import Fate, fate, harmless, refusal_in_transaction
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
 from kedge_client._requests import Start, Started
@@ -25,7 +23,8 @@ from kedge_client._results import ResultRow, Wait
 from kedge_client._round_trip import Answer, Command, Row, rows_of
 from kedge_client._settings import ClientSettings
 from kedge_client._shared_starts import SharedStarts
-from kedge_client._waiting_room import Waiter, WaitingRoom
+from kedge_client._waiters import Waiter
+from kedge_client._waiting_room import WaitingRoom
 from kedge_client._watching import REST_S, RunEvent, Watching
 
 T = TypeVar("T")
@@ -63,7 +62,7 @@ class AsyncCore:
             answers: list[Answer] = []
             cut: psycopg.OperationalError | None = None
             try:
-                await drive_async(link.round_trip(call.transactions(), answers), link.fileno, until)
+                await link.exchange(call.transactions(), answers, until)
             except psycopg.OperationalError as error:
                 link.cut()
                 cut = error
@@ -153,7 +152,10 @@ class AsyncCore:
             if wait.is_over(row, must_exist=must_exist) and row is not None:
                 return wait.value(row)
         waiter = Waiter(wait.run_id, must_exist=wait.must_exist())
-        limit = asyncio.timeout(wait.remaining_s())
+        limit_s = wait.remaining_s()
+        if limit_s is None:
+            return wait.value(await self._waiting_room().wait(waiter))
+        limit = asyncio.timeout(limit_s)
         try:
             async with limit:
                 row = await self._waiting_room().wait(waiter)
@@ -224,5 +226,5 @@ class AsyncCore:
             )
         return self._room
 
-    async def _look(self, ids: list[UUID]) -> list[ResultRow]:
+    async def _look(self, ids: list[bytes]) -> list[ResultRow]:
         return await self.call(calls.results(ids))

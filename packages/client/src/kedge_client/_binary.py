@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+from kedge.ids import uuid_of
+
 T = TypeVar("T")
 
 _UUID: Final = 2950
@@ -42,11 +44,12 @@ def _timestamptz(value: datetime) -> bytes:
     return _pack_int8((value - _EPOCH) // _MICROSECOND)
 
 
-def _uuids(items: Sequence[UUID]) -> bytes:
+def _uuids(items: Sequence[UUID | bytes]) -> bytes:
     if not items:
         return _pack_empty_array(0, 0, _UUID)
     size = b"\0\0\0\x10"
-    return _pack_array(1, 0, _UUID, len(items), 1) + size + size.join([item.bytes for item in items])
+    bodies = [item if isinstance(item, bytes) else item.bytes for item in items]
+    return _pack_array(1, 0, _UUID, len(items), 1) + size + size.join(bodies)
 
 
 def _texts(items: Sequence[str | None]) -> bytes:
@@ -114,7 +117,7 @@ def _to_timestamptz(data: bytes) -> datetime:
 
 
 def _to_uuid(data: bytes) -> UUID:
-    return UUID(bytes=data)
+    return uuid_of(int.from_bytes(data))
 
 
 def _to_array(of: Callable[[bytes], T]) -> Callable[[bytes], list[T | None]]:

@@ -88,9 +88,14 @@ def writing(command: Command, bells: Iterable[tuple[str | None, str | None]], re
 
 def start(one: Start, *, wake: bool) -> Call[Started]:
     """Start one run, then ring."""
-    return writing(
-        Command(START, start_values(one)), doorbells([one]) if wake else (), lambda rows: started(one, rows[0])
-    )
+    transactions: list[Transaction] = [[Command(START, start_values(one))]]
+    if wake:
+        transactions += [[Command(RING, bell)] for bell in doorbells((one,))]
+
+    def read(rows: list[Rows]) -> Started:
+        return started(one, rows[0][0])
+
+    return Call(lambda: transactions, read, writes=True)
 
 
 def start_here(one: Start, *, wake: bool) -> list[Command]:
@@ -103,8 +108,9 @@ class ManyStarts:
 
     def __init__(self, starts: Sequence[Start], *, wake: bool) -> None:
         self.starts: Final = starts
-        self._bells = doorbells(starts) if wake else []
         self._batches = batches(starts)
+        # The starts of a batch have one queue, workflow and time.
+        self._bells = doorbells(batch.starts[0] for batch in self._batches) if wake else []
 
     def call(self) -> Call[list[Started]]:
         """Start them in one transaction, then ring once a queue and workflow."""
@@ -122,6 +128,8 @@ class ManyStarts:
 
     def read(self, rows: Sequence[Rows]) -> list[Started]:
         """Answer what became of each, in the caller's order."""
+        if not any(rows):
+            return [Started(one.run_id, created=True) for one in self.starts]
         found: dict[int, Started] = {}
         for batch, answered in zip(self._batches, rows, strict=False):
             found.update(started_in(batch, answered))
@@ -132,7 +140,7 @@ class ManyStarts:
         return conflict_of(self.starts, error)
 
 
-def results(ids: Sequence[UUID]) -> Call[list[ResultRow]]:
+def results(ids: Sequence[UUID | bytes]) -> Call[list[ResultRow]]:
     """Look whether runs have ended."""
     return reading(Command(RESULTS, (ids,)), lambda rows: [ResultRow(*row) for row in rows])
 

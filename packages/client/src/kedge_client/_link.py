@@ -1,4 +1,4 @@
-"""A connection as the client uses it: round trips, whether it still lives, and how it is cut."""
+"""A connection as a client uses it: round trips, whether it lives, and how it is cut. The twin is in _async_link."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 import psycopg
 from psycopg import errors, pq
 
-from kedge_client._driving import READ, Waiting, ready_in
+from kedge_client._driving import READ, Readiness, Waiting, drive
 from kedge_client._round_trip import Answer, Transaction, round_trip
 
 C_co = TypeVar("C_co", bound=psycopg.Connection[Any] | psycopg.AsyncConnection[Any], covariant=True)
@@ -30,7 +30,7 @@ class Link(Generic[C_co]):
         prepares: Whether statements may be prepared; not on connections that are lent or stand behind a pooler.
     """
 
-    __slots__ = ("_prepared", "_schema", "conn", "fileno", "unreplicated")
+    __slots__ = ("_prepared", "_readiness", "_schema", "conn", "fileno", "unreplicated")
 
     def __init__(self, conn: C_co, schema: str, *, prepares: bool) -> None:
         self.conn: Final = conn
@@ -39,12 +39,8 @@ class Link(Generic[C_co]):
         """A commit of the last round trip is on this server only."""
         self._schema = schema
         self._prepared: set[bytes] | None = set() if prepares else None
+        self._readiness = Readiness(self.fileno)
         conn.add_notice_handler(self._notice)
-
-    def round_trip(self, transactions: Sequence[Transaction], answers: list[Answer]) -> Waiting:
-        """Make the generator of one round trip."""
-        self.unreplicated = False
-        return round_trip(self.conn.pgconn, self._schema, transactions, answers, self._prepared)
 
     def is_alive(self) -> bool:
         """
@@ -57,7 +53,7 @@ class Link(Generic[C_co]):
             return False
         try:
             # The server says something of its own accord when it changes a setting or says goodbye.
-            while ready_in(self.fileno, READ, 0):
+            while self._readiness.wait(READ, 0):
                 pgconn.consume_input()
         except psycopg.OperationalError:
             return False
@@ -74,6 +70,26 @@ class Link(Generic[C_co]):
         """Leave the connection as it was lent."""
         self.conn.remove_notice_handler(self._notice)
 
+    def _round_trip(self, transactions: Sequence[Transaction], answers: list[Answer]) -> Waiting:
+        self.unreplicated = False
+        return round_trip(self.conn.pgconn, self._schema, transactions, answers, self._prepared)
+
     def _notice(self, diagnostic: errors.Diagnostic) -> None:
         if _UNREPLICATED in (diagnostic.message_primary or ""):
             self.unreplicated = True
+
+
+class SyncLink(Link["psycopg.Connection[Any]"]):
+    """A connection of the sync client."""
+
+    __slots__ = ()
+
+    def exchange(self, transactions: Sequence[Transaction], answers: list[Answer], until: float) -> None:
+        """
+        Make one round trip: send all transactions, then read their answers, as far as they come.
+
+        Raises:
+            psycopg.OperationalError: The connection broke, or the server was silent until this time of the monotonic
+                clock; it must be cut.
+        """
+        drive(self._round_trip(transactions, answers), self._readiness, until)

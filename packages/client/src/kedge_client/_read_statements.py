@@ -12,7 +12,8 @@ RESULTS: Final = Statement(
     "results",
     "select r.id, r.status, r.resource, r.reason, r.output, r.error from kedge.results_v1({ids}) r",
     {"ids": "uuid[]"},
-    ("uuid", "text", "text", "text", "bytea", "bytea"),
+    # The id as its bytes: those who wait are found by it, and need no UUID.
+    ("bytea", "text", "text", "text", "bytea", "bytea"),
 )
 
 WATCH: Final = Statement(

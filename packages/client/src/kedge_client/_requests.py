@@ -91,25 +91,9 @@ def each_of(requests: Iterable[Request], *, method: str) -> Iterator[Request]:
 
 def start_values(start: Start, *, strict: bool = False) -> tuple[Any, ...]:
     """Return the values of start_run_v1, in the order of its parameters."""
-    terms = start_terms(start.request)
-    return (
-        start.run_id,
-        terms.workflow,
-        terms.queue,
-        terms.priority,
-        terms.input,
-        terms.meta,
-        terms.key,
-        terms.key_hash,
-        terms.on_conflict,
-        terms.resource,
-        terms.delay_s,
-        terms.start_at,
-        None if terms.tags is None else list(terms.tags),
-        strict,
-        terms.timeout_s,
-        terms.singleton,
-    )
+    # The terms stand in the order of the parameters; this is done for every start.
+    *terms, tags, timeout_s, singleton = start_terms(start.request)
+    return (start.run_id, *terms, None if tags is None else list(tags), strict, timeout_s, singleton)
 
 
 _TAKEN: Final[dict[str, type[RunExistsError]]] = {
@@ -263,13 +247,12 @@ def started_in(batch: Batch, rows: Sequence[Row]) -> Iterator[tuple[int, Started
 
 def doorbells(starts: Iterable[Start]) -> list[tuple[str | None, str | None]]:
     """Return whom to ring for, once each: (queue, workflow) of the runs that are due at once; anybody for letters."""
-    now = datetime.now(UTC)
     bells: dict[tuple[str | None, str | None], None] = {}
     for request, _ in starts:
         options = request.options
         if options.singleton == "cancel_old":
             bells[None, None] = None
         # A clock that is a little off costs no more than a ring in vain, or a run that is found by a poll.
-        if not options.delay and (options.start_at is None or options.start_at <= now):
+        if not options.delay and (options.start_at is None or options.start_at <= datetime.now(UTC)):
             bells[options.queue, request.ref.qualified_name] = None
     return list(bells)

@@ -33,7 +33,7 @@ _FAILURES: Final[dict[str, type[RunFailedError]]] = {kind_of(cls): cls for cls i
 class ResultRow(NamedTuple):
     """What a look says of one run; output and error only once it has ended."""
 
-    id: UUID
+    id: bytes
     status: RunStatus
     resource: str | None
     reason: str | None
@@ -43,6 +43,8 @@ class ResultRow(NamedTuple):
 
 class Wait(Generic[T]):
     """One call of `result()`: what to do first, and what each look means."""
+
+    __slots__ = ("_codec", "_conn", "_created", "_ref", "_resource", "_until", "run_id", "timeout_s")
 
     def __init__(
         self,
@@ -126,15 +128,15 @@ class Wait(Generic[T]):
         if row.status == "completed":
             output = row.output or b""
             if self._codec is not None:
-                output = unseal(self._codec, output, output_place(row.id))
+                output = unseal(self._codec, output, output_place(self.run_id))
             return self._ref.decode_output(output)
         if row.status == "cancelled":
-            raise RunCancelledError(row.id, row.reason)
+            raise RunCancelledError(self.run_id, row.reason)
         if self._codec is None:
             error = decode_error(row.error)
         else:
-            error = unseal_error(self._codec, row.error or b"", error_place(row.id))
-        failure = _FAILURES.get(error.kind, RunFailedError)(row.id, error)
+            error = unseal_error(self._codec, row.error or b"", error_place(self.run_id))
+        failure = _FAILURES.get(error.kind, RunFailedError)(self.run_id, error)
         declared = self._ref.domain_error(failure.error)
         if declared is not None:
             raise declared from failure

@@ -2,7 +2,8 @@
 One round trip on a connection of libpq: transactions out, each closed by its own Sync, answers back.
 
 A generator, so that the sync and the async client drive the same text. libpq's pipeline mode is used directly, because
-psycopg's pipeline costs three times the processor time and hides which of several transactions an error belongs to.
+psycopg's pipeline costs three times the processor time and hides which of several transactions an error belongs to; its
+generators would be one inside of the other for each of a start's four results.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import psycopg
-from psycopg import errors, generators, pq
+from psycopg import errors, pq
 from psycopg.pq.abc import PGconn, PGresult
 
-from kedge_client._driving import Waiting
+from kedge_client._driving import READ, WRITE, Waiting
 from kedge_client._statements import Statement
 
 _DONE: Final = frozenset((pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK))
@@ -80,11 +81,17 @@ def round_trip(
             statements.append(statement)
         pgconn.pipeline_sync()
         expected.append(statements)
-    yield from generators.send(pgconn)
+    while pgconn.flush():
+        if (yield READ | WRITE) & READ:
+            pgconn.consume_input()
     for statements in expected:
         answer = Answer()
         answers.append(answer)
         yield from _receive(pgconn, statements, answer, prepared)
+    # A connection that is lent may be one that its owner listens on.
+    while notify := pgconn.notifies():
+        if pgconn.notify_handler is not None:
+            pgconn.notify_handler(notify)
     pgconn.exit_pipeline_mode()
 
 
@@ -92,21 +99,30 @@ def _receive(
     pgconn: PGconn, statements: list[Statement | None], answer: Answer, prepared: set[bytes] | None
 ) -> Waiting:
     position = 0
+    is_at_end = False
     while True:
-        results: list[PGresult] = yield from generators.fetch_many(pgconn)
-        if not results:
-            raise psycopg.OperationalError("the server's answers do not match what it was asked")
-        result = results[0]
-        if result.status == _SYNC:
+        while pgconn.is_busy():
+            yield READ
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            # One is behind the answer to each statement; after a second one nothing comes any more.
+            if is_at_end:
+                raise psycopg.OperationalError("the server's answers do not match what it was asked")
+            is_at_end = True
+            continue
+        is_at_end = False
+        status = result.status
+        if status == _SYNC:
             # Only now has it been committed: an error can still come between the last command and this.
             answer.closed = True
             return
         statement = statements[position] if position < len(statements) else None
-        if result.status in _DONE:
+        if status in _DONE:
             if statement is not None:
                 answer.rows.append(rows_of(statement, result))
         else:
-            if answer.error is None and result.status == pq.ExecStatus.FATAL_ERROR:
+            if answer.error is None and status == pq.ExecStatus.FATAL_ERROR:
                 answer.error = errors.error_from_result(result, encoding="utf-8")
             if prepared is not None and statement is None and position + 1 < len(statements):
                 follower = statements[position + 1]
@@ -117,5 +133,8 @@ def _receive(
 
 def rows_of(statement: Statement, result: PGresult) -> list[Row]:
     """Read the rows of a result in binary format."""
-    columns = range(result.nfields)
-    return [statement.decode([result.get_value(row, column) for column in columns]) for row in range(result.ntuples)]
+    value, columns = result.get_value, statement.columns
+    return [
+        tuple([None if (data := value(row, column)) is None else decode(data) for column, decode in columns])
+        for row in range(result.ntuples)
+    ]

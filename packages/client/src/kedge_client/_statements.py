@@ -31,7 +31,8 @@ class Statement:
         """Name -> type, in the order in which values are given."""
         self.formats = [1] * len(parameters)
         self._encoders = [ENCODERS[kind] for kind in parameters.values()]
-        self._decoders = [DECODERS[kind] for kind in columns]
+        self.columns = [(place, DECODERS[kind]) for place, kind in enumerate(columns)]
+        """Where each value of a row stands, and what reads it."""
 
     def libpq(self, schema: str) -> bytes:
         """Return the text with $1, $2, as bytes."""
@@ -53,10 +54,6 @@ class Statement:
     def encode(self, values: Sequence[Any]) -> list[bytes | None]:
         """Turn values, in the order of the parameters, into what libpq sends."""
         return [None if value is None else encode(value) for encode, value in zip(self._encoders, values, strict=True)]
-
-    def decode(self, row: Sequence[bytes | None]) -> tuple[Any, ...]:
-        """Turn a row into values."""
-        return tuple([None if data is None else decode(data) for decode, data in zip(self._decoders, row, strict=True)])
 
     def _written(self, schema: str, place: Callable[[str], str]) -> str:
         text = _PLACE.sub(lambda found: f"cast({place(found[1])} as {self.parameters[found[1]]})", self.text)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias, runtime_checkable
 
@@ -13,10 +13,9 @@ import psycopg
 from kedge.errors import ClosedClientError, InvalidOptionError, UnavailableError
 from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_lent, conninfo_of
-from kedge_client._link import Link
+from kedge_client._link import SyncLink
 
 SyncConnection: TypeAlias = "psycopg.Connection[Any]"
-SyncLink: TypeAlias = "Link[psycopg.Connection[Any]]"
 
 # What a forked child must neither use nor close, for its parent does.
 _of_the_parent: Final[list[SyncLink]] = []
@@ -68,19 +67,23 @@ class OwnSyncConnections:
         self._prepares = prepares
         self._closed = False
         self._idle: list[SyncLink] = []
-        self._free = threading.Semaphore(maximum)
+        self._free = _permits(maximum)
         begin_anew_after_fork(self)
 
     def take(self, until: float) -> SyncLink:
         if self._closed:
             raise ClosedClientError("the client is closed")
         free = self._free
-        if not free.acquire(timeout=max(0.0, until - monotonic())):
-            raise UnavailableError(f"all {self._maximum} connections of the client were busy; give it max_connections=")
+        try:
+            free.get(timeout=max(0.0, until - monotonic()))
+        except Empty:
+            raise UnavailableError(
+                f"all {self._maximum} connections of the client were busy; give it max_connections="
+            ) from None
         try:
             return self._alive() or self._opened()
         except BaseException:
-            free.release()
+            free.put(None)
             raise
 
     def put(self, link: SyncLink) -> None:
@@ -88,12 +91,14 @@ class OwnSyncConnections:
             link.cut()
         elif not link.conn.closed:
             self._idle.append(link)
-        self._free.release()
+        self._free.put(None)
 
     def close(self) -> None:
         self._closed = True
         while self._idle:
-            self._idle.pop().conn.close()
+            link = self._idle.pop()
+            link.let_go()
+            link.conn.close()
 
     def conninfo(self) -> str:
         return self._conninfo
@@ -103,7 +108,7 @@ class OwnSyncConnections:
         _of_the_parent.extend(self._idle)
         self._idle = []
         # The old one may have been held by a thread that does not exist here.
-        self._free = threading.Semaphore(self._maximum)
+        self._free = _permits(self._maximum)
 
     def _alive(self) -> SyncLink | None:
         # The latest first: what is not needed any more grows old at the other end.
@@ -119,7 +124,15 @@ class OwnSyncConnections:
 
     def _opened(self) -> SyncLink:
         conn = psycopg.Connection.connect(self._conninfo, autocommit=True)
-        return Link(conn, self._schema, prepares=self._prepares)
+        return SyncLink(conn, self._schema, prepares=self._prepares)
+
+
+def _permits(number: int) -> SimpleQueue[None]:
+    # A semaphore written in C; threading's is Python, around a condition.
+    permits: SimpleQueue[None] = SimpleQueue()
+    for _ in range(number):
+        permits.put(None)
+    return permits
 
 
 class LentSyncConnections:
@@ -177,7 +190,7 @@ class LentSyncConnections:
         try:
             autocommit = check_lent(conn, psycopg.Connection)
             conn.autocommit = True
-            link: SyncLink = Link(conn, self._schema, prepares=False)
+            link = SyncLink(conn, self._schema, prepares=False)
             self._lent[id(link)] = (loan, autocommit)
         except BaseException as error:
             loan.__exit__(type(error), error, error.__traceback__)

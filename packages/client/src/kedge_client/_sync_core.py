@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Generator, Iterable
 from typing import TypeVar
-from uuid import UUID
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -15,7 +14,6 @@ import kedge_client._calls as calls
 from kedge.errors import ClosedClientError, OutcomeUnknownError, UnavailableError
 from kedge_client._attempts import Attempts
 from kedge_client._calls import Call, Explain, Posting, Rows
-from kedge_client._driving import drive
 from kedge_client._failures import Fate, fate, harmless, refusal_in_transaction
 from kedge_client._forks import begin_anew_after_fork
 from kedge_client._lent import check_callers, encoded, is_in_transaction, send_as_encoded
@@ -61,7 +59,7 @@ class SyncCore:
             answers: list[Answer] = []
             cut: psycopg.OperationalError | None = None
             try:
-                drive(link.round_trip(call.transactions(), answers), link.fileno, until)
+                link.exchange(call.transactions(), answers, until)
             except psycopg.OperationalError as error:
                 link.cut()
                 cut = error
@@ -201,5 +199,5 @@ class SyncCore:
                 self._thread = WaitingThread(self.settings, self._look, self._connections.conninfo)
             return self._thread
 
-    def _look(self, ids: list[UUID]) -> list[ResultRow]:
+    def _look(self, ids: list[bytes]) -> list[ResultRow]:
         return self.call(calls.results(ids))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from functools import partial
 from time import monotonic
 from typing import Final
 from uuid import UUID, uuid4
@@ -20,15 +21,14 @@ from uuid import UUID, uuid4
 import psycopg
 
 from kedge.errors import ClosedClientError, KedgeError, RunNotFoundError, UnavailableError
-from kedge.run_state import TERMINAL, RunStatus
-from kedge_client._async_connections import AsyncLink
-from kedge_client._driving import drive_async
+from kedge.run_state import TERMINAL
+from kedge_client._async_link import AsyncLink
 from kedge_client._failures import first_line
-from kedge_client._link import Link
 from kedge_client._read_statements import OBSERVE, RESULTS, UNOBSERVE, UNWATCH, WATCH
 from kedge_client._results import ResultRow
 from kedge_client._round_trip import Answer, Command, Transaction
 from kedge_client._statements import RING, Statement
+from kedge_client._waiters import Waiter, ids_in
 
 BACKSTOP_S: Final = 5.0
 """How often the listener looks at all runs that are waited for, told or not."""
@@ -42,32 +42,21 @@ LISTEN_AGAIN_S: Final = 1.0
 """How long to poll before the next attempt to listen."""
 BATCH: Final = 1000
 """Ids in one look."""
+MANY: Final = 4
+"""Behind a look at so many, the next one waits for more to come."""
+LONGEST_REST_S: Final = 0.002
 
 _log: Final = logging.getLogger("kedge_client")
 
 
-class Waiter:
-    """One who waits for one run."""
-
-    __slots__ = ("ended", "must_exist", "run_id", "status")
-
-    def __init__(self, run_id: UUID, *, must_exist: bool) -> None:
-        self.run_id = run_id
-        self.must_exist = must_exist
-        """False while the transaction that starts the run may still be open."""
-        self.status: RunStatus | None = None
-        """As the last look saw it."""
-        self.ended: asyncio.Future[ResultRow] = asyncio.get_running_loop().create_future()
-
-
-Look = Callable[[list[UUID]], Awaitable[list[ResultRow]]]
+Look = Callable[[list[bytes]], Awaitable[list[ResultRow]]]
 Ring = Callable[[], None]
 _OBSERVED: Final = "observed:"
 
 
 class WaitingRoom:
     """
-    The waiters of one client.
+    The waiters of one client. Runs are known here by the bytes of their ids, for a UUID is hashed in Python.
 
     Args:
         schema: The schema's name.
@@ -92,18 +81,21 @@ class WaitingRoom:
         self._timeout_s = timeout_s
         self._wake_worker = wake
         self._channel = f"kedge_c_{uuid4().hex}"
-        self._waiters: dict[UUID, list[Waiter]] = {}
-        self._fresh: set[UUID] = set()
+        self._waiters: dict[bytes, list[Waiter]] = {}
+        self._fresh: set[bytes] = set()
         """Not registered yet."""
-        self._told: set[UUID] = set()
+        self._told: set[bytes] = set()
         """Ended, says a notification."""
-        self._registered: set[UUID] = set()
+        self._registered: set[bytes] = set()
         """In the database, for all we know."""
-        self._rings: dict[UUID, list[Ring]] = {}
+        self._rings: dict[bytes, list[Ring]] = {}
         """Whom to tell that something has happened to a run."""
-        self._observed: set[UUID] = set()
+        self._observed: set[bytes] = set()
         """Runs of which we hear, for all we know."""
         self._observed_at = 0.0
+        self._backstop: asyncio.TimerHandle | None = None
+        self._is_late = False
+        """The backstop says so: everything is to be looked at."""
         self._closing = False
         self._wake = asyncio.Event()
         self._server: asyncio.Task[None] | None = None
@@ -117,19 +109,18 @@ class WaitingRoom:
             ClosedClientError: The client was closed meanwhile.
         """
         self._begin()
-        run_id = waiter.run_id
-        self._waiters.setdefault(run_id, []).append(waiter)
-        self._fresh.add(run_id)
+        key = waiter.key
+        self._waiters.setdefault(key, []).append(waiter)
+        self._fresh.add(key)
         self._wake.set()
         try:
             return await waiter.ended
         finally:
-            others = self._waiters.get(run_id, [])
-            if waiter in others:
-                others.remove(waiter)
+            others = self._waiters[key]
+            others.remove(waiter)
             if not others:
-                self._waiters.pop(run_id, None)
-                self._fresh.discard(run_id)
+                del self._waiters[key]
+                self._fresh.discard(key)
 
     def observe(self, run_id: UUID, ring: Ring) -> None:
         """Ring whenever something may have happened to a run, and once when its registration stands."""
@@ -137,16 +128,16 @@ class WaitingRoom:
             ring()
             return
         self._begin()
-        self._rings.setdefault(run_id, []).append(ring)
-        self._observed.discard(run_id)
+        self._rings.setdefault(run_id.bytes, []).append(ring)
+        self._observed.discard(run_id.bytes)
         self._wake.set()
 
     def unobserve(self, run_id: UUID, ring: Ring) -> None:
         """Ring no longer."""
-        rings = self._rings.get(run_id, [])
+        rings = self._rings.get(run_id.bytes, [])
         if ring in rings:
             rings.remove(ring)
-        if not rings and self._rings.pop(run_id, None) is not None:
+        if not rings and self._rings.pop(run_id.bytes, None) is not None:
             self._wake.set()
 
     async def close(self) -> None:
@@ -193,7 +184,7 @@ class WaitingRoom:
         except (psycopg.Error, KedgeError) as error:
             _log.warning("no connection to listen on, polling for results: %s", first_line(error))
             return
-        link = Link(conn, self._schema, prepares=True)
+        link = AsyncLink(conn, self._schema, prepares=True)
         try:
             await self._serve_by(link)
         except psycopg.OperationalError as error:
@@ -204,6 +195,9 @@ class WaitingRoom:
             _log.warning("listening for results is refused, polling for them: %s", first_line(error))
         finally:
             self._observed.clear()
+            if self._backstop is not None:
+                self._backstop.cancel()
+                self._backstop = None
             link.cut()
 
     async def _serve_by(self, link: AsyncLink) -> None:
@@ -213,7 +207,8 @@ class WaitingRoom:
         self._fresh.update(self._waiters)
         self._registered.clear()
         self._observed.clear()
-        looked_at = monotonic()
+        link.on_words = partial(self._hear_and_wake, link)
+        link.attach(loop)
         while True:
             self._wake.clear()
             self._hear(link)
@@ -223,29 +218,34 @@ class WaitingRoom:
             self._registered -= told
             for run_id in told & self._rings.keys():
                 self._ring(run_id)
-            await self._unobserve(link)
+            if self._observed or self._rings:
+                await self._unobserve(link)
             if self._closing:
                 return
-            await self._keep_observed(link)
+            if self._rings:
+                await self._keep_observed(link)
             look_at = (fresh | told) & self._waiters.keys()
-            if monotonic() - looked_at >= BACKSTOP_S:
-                looked_at = monotonic()
+            if self._is_late:
+                self._is_late = False
                 look_at |= self._waiters.keys()
                 await self._deregister(link, self._registered - self._waiters.keys() - self._rings.keys())
+            begun_at = monotonic()
             await self._register_and_look(link, fresh, look_at)
+            if len(look_at) >= MANY:
+                # As long again as that took: whoever comes meanwhile shares the next one, and so does the work.
+                await asyncio.sleep(min(monotonic() - begun_at, LONGEST_REST_S))
             if self._wake.is_set() or self._told:
                 continue
-            is_busy = self._waiters or self._registered or self._rings
-            backstop = loop.call_later(BACKSTOP_S, self._wake.set) if is_busy else None
-            loop.add_reader(link.fileno, self._wake.set)
-            try:
-                await self._wake.wait()
-            finally:
-                loop.remove_reader(link.fileno)
-                if backstop is not None:
-                    backstop.cancel()
+            if self._backstop is None and (self._waiters or self._registered or self._rings):
+                self._backstop = loop.call_later(BACKSTOP_S, self._late)
+            await self._wake.wait()
 
-    async def _register_and_look(self, link: AsyncLink, fresh: Collection[UUID], look_at: Collection[UUID]) -> None:
+    def _late(self) -> None:
+        self._backstop = None
+        self._is_late = True
+        self._wake.set()
+
+    async def _register_and_look(self, link: AsyncLink, fresh: Collection[bytes], look_at: Collection[bytes]) -> None:
         for ids in _batches(look_at):
             transactions: list[Transaction] = []
             if register := [run_id for run_id in ids if run_id in fresh]:
@@ -254,9 +254,9 @@ class WaitingRoom:
                 self._registered.update(register)
             transactions.append([Command(RESULTS, (ids,))])
             answers = await self._exchange(link, transactions)
-            self._settle(ids, [ResultRow(*row) for row in answers[-1].rows[0]])
+            self._settle(ids, map(ResultRow._make, answers[-1].rows[0]))
 
-    async def _deregister(self, link: AsyncLink, ids: Collection[UUID]) -> None:
+    async def _deregister(self, link: AsyncLink, ids: Collection[bytes]) -> None:
         for batch in _batches(ids):
             await self._exchange(link, [[Command(UNWATCH, (batch, self._channel))]])
             self._registered.difference_update(batch)
@@ -286,18 +286,26 @@ class WaitingRoom:
         if is_late:
             self._observed_at = monotonic()
 
-    def _ring(self, run_id: UUID) -> None:
+    def _ring(self, run_id: bytes) -> None:
         for ring in self._rings.get(run_id, ()):
             ring()
 
     async def _exchange(self, link: AsyncLink, transactions: Sequence[Transaction]) -> list[Answer]:
         answers: list[Answer] = []
         until = monotonic() + self._timeout_s
-        await drive_async(link.round_trip(transactions, answers), link.fileno, until)
+        await link.exchange(transactions, answers, until)
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
         return answers
+
+    def _hear_and_wake(self, link: AsyncLink) -> None:
+        try:
+            self._hear(link)
+        except psycopg.OperationalError:
+            # Whoever is woken hears it again.
+            link.detach()
+        self._wake.set()
 
     def _hear(self, link: AsyncLink) -> None:
         """Take what has come by itself."""
@@ -308,10 +316,10 @@ class WaitingRoom:
 
     def _hear_of(self, payload: str) -> None:
         if payload.startswith(_OBSERVED):
-            for run_id in _ids(payload.removeprefix(_OBSERVED)):
+            for run_id in ids_in(payload.removeprefix(_OBSERVED)):
                 self._ring(run_id)
         else:
-            self._told.update(_ids(payload))
+            self._told.update(ids_in(payload))
 
     async def _poll(self, until: float | None) -> None:
         """Serve by looking, every 0.1 s at first, doubling to 2 s; from the start again when somebody comes."""
@@ -344,7 +352,7 @@ class WaitingRoom:
         except TimeoutError:
             pass
 
-    def _settle(self, looked_at: Iterable[UUID], rows: Iterable[ResultRow]) -> None:
+    def _settle(self, looked_at: Iterable[bytes], rows: Iterable[ResultRow]) -> None:
         found = {row.id: row for row in rows}
         for run_id in looked_at:
             row = found.get(run_id)
@@ -353,7 +361,7 @@ class WaitingRoom:
                     continue
                 if row is None:
                     if waiter.must_exist or waiter.status is not None:
-                        waiter.ended.set_exception(RunNotFoundError(run_id))
+                        waiter.ended.set_exception(RunNotFoundError(waiter.run_id))
                     continue
                 waiter.status = row.status
                 if row.status in TERMINAL:
@@ -366,16 +374,6 @@ class WaitingRoom:
                     waiter.ended.set_exception(error)
 
 
-def _ids(payload: str) -> list[UUID]:
-    ids: list[UUID] = []
-    for text in payload.split(","):
-        try:
-            ids.append(UUID(text))
-        except ValueError:  # anybody may send a NOTIFY
-            continue
-    return ids
-
-
-def _batches(ids: Iterable[UUID]) -> list[list[UUID]]:
+def _batches(ids: Iterable[bytes]) -> list[list[bytes]]:
     listed = list(ids)
     return [listed[start : start + BATCH] for start in range(0, len(listed), BATCH)]

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from kedge_client._results import ResultRow, Wait
 from kedge_client._settings import ClientSettings
-from kedge_client._waiting_room import Waiter, WaitingRoom
+from kedge_client._waiters import Waiter
+from kedge_client._waiting_room import WaitingRoom
 
 CLOSE_S: Final = 5.0
 """How long close() waits for a look that is under way."""
@@ -28,9 +29,9 @@ class WaitingThread:
     """
 
     def __init__(
-        self, settings: ClientSettings, look: Callable[[list[UUID]], list[ResultRow]], conninfo: Callable[[], str]
+        self, settings: ClientSettings, look: Callable[[list[bytes]], list[ResultRow]], conninfo: Callable[[], str]
     ) -> None:
-        async def look_async(ids: list[UUID]) -> list[ResultRow]:
+        async def look_async(ids: list[bytes]) -> list[ResultRow]:
             return look(ids)
 
         async def conninfo_async() -> str:

@@ -68,10 +68,15 @@ def new_run_id() -> UUID:
             now = clock.last + 1
         clock.last = now
         bits = clock.random_bits(62)
-    run_id = _new_uuid(UUID)
-    _set_int(run_id, (now >> 12) << 80 | 0x7000 << 64 | (now & 0xFFF) << 64 | 1 << 63 | bits)
-    _set_is_safe(run_id, _UNKNOWN)
-    return run_id
+    return uuid_of((now >> 12) << 80 | 0x7000 << 64 | (now & 0xFFF) << 64 | 1 << 63 | bits)
+
+
+def uuid_of(number: int) -> UUID:
+    """Make a UUID of the 128 bits that it has, unchecked."""
+    made = _new_uuid(UUID)
+    _set_int(made, number)
+    _set_is_safe(made, _UNKNOWN)
+    return made
 
 
 def run_id_time(run_id: UUID) -> datetime:

@@ -109,6 +109,7 @@ class WorkflowRef(Generic[In, Out_co]):
         "_output_type",
         "_parse_input",
         "_parse_output",
+        "_qualified_name",
         "_raises",
         "_version",
     )
@@ -184,6 +185,8 @@ class WorkflowRef(Generic[In, Out_co]):
         self._name = check_name("workflow", name, without=_WITHOUT_VERSION)
         version = defaults.pop("version", None)
         self._version = None if version is None else check_name("version", version, without=_WITHOUT_VERSION)
+        # Asked for with every start.
+        self._qualified_name = self._name if self._version is None else f"{self._name}{VERSION_SIGN}{self._version}"
         self._raises = check_domain_errors(defaults.pop("raises", ()))
         self._options = ref_options(defaults)
         self._defaults: Mapping[str, Any] = defaults
@@ -250,7 +253,7 @@ class WorkflowRef(Generic[In, Out_co]):
     @property
     def qualified_name(self) -> str:
         """`name` or `name@version`: what stands in the database, and what a worker registers."""
-        return self._name if self._version is None else f"{self._name}{VERSION_SIGN}{self._version}"
+        return self._qualified_name
 
     @property
     def input_type(self) -> Any:
