@@ -42,9 +42,6 @@ LISTEN_AGAIN_S: Final = 1.0
 """How long to poll before the next attempt to listen."""
 BATCH: Final = 1000
 """Ids in one look."""
-MANY: Final = 4
-"""Behind a look at so many, the next one waits for more to come."""
-LONGEST_REST_S: Final = 0.002
 
 _log: Final = logging.getLogger("kedge_client")
 
@@ -229,11 +226,7 @@ class WaitingRoom:
                 self._is_late = False
                 look_at |= self._waiters.keys()
                 await self._deregister(link, self._registered - self._waiters.keys() - self._rings.keys())
-            begun_at = monotonic()
             await self._register_and_look(link, fresh, look_at)
-            if len(look_at) >= MANY:
-                # As long again as that took: whoever comes meanwhile shares the next one, and so does the work.
-                await asyncio.sleep(min(monotonic() - begun_at, LONGEST_REST_S))
             if self._wake.is_set() or self._told:
                 continue
             if self._backstop is None and (self._waiters or self._registered or self._rings):
