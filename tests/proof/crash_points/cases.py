@@ -256,7 +256,7 @@ class Account:
         What is not as it must be, when all is over.
 
         A zombie (who, since when it is one, how many at once) may have begun bodies before it noticed: so many, not of
-        a transaction's effects.
+        a transaction's effects. What is kept of its process since then comes from its new life, if nothing is stale.
         """
         scene, problems = self._scene, list[str]()
         now = await stage.snapshot()
@@ -266,8 +266,13 @@ class Account:
         haunted = Counter[str]()
         if zombie is not None:
             who, since, most = zombie
+            kept = now.kept(kinds="stp")
             lines = [
-                one for one in stage.lines() if one["what"] == "body" and (one["who"], one["at"] > since) == (who, True)
+                one
+                for one in stage.lines()
+                if one["what"] == "body"
+                and (one["who"], one["at"] > since) == (who, True)
+                and kept.get(one["step"]) != one["value"]
             ]
             haunted = Counter(str(line["step"]) for line in lines)
             if haunted.total() > most:
