@@ -127,6 +127,7 @@ HOT_MOVES: Final[dict[str, Hot]] = {
         arguments=(_WAITING,),
         by={"runs_pkey"},
         touches=BATCH,
+        blocks=20 * BATCH,
     ),
     "courier: wake, all of it": Hot(
         side="control",

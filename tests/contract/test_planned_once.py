@@ -41,6 +41,8 @@ CALLS: Final = {
     "waits_v1": "%(run)s, null",
     "watch_v1": "array[%(run)s]::uuid[], 'somebody'",
 }
+# They call functions in SQL, which older servers plan in each statement that calls them.
+SINCE_18: Final = {"fast_forward_v1", "start_runs_v1"}
 # Its text depends on the filters that are given, and so does its plan.
 DYNAMIC: Final = {"list_run_ids_v1"}
 
@@ -49,6 +51,8 @@ DYNAMIC: Final = {"list_run_ids_v1"}
 def test_a_function_that_a_client_has_called_a_few_times_is_not_planned_again(
     conn: psycopg.Connection, database_url: str, function: str
 ) -> None:
+    if function in SINCE_18 and conn.info.server_version < 180000:
+        pytest.xfail("functions in SQL keep their plans since PostgreSQL 18")
     with Client.connect(database_url) as client:
         ended, live = client.start(order(None)).id, client.start(order(None)).id
     ends.complete(conn, ended)

@@ -1,8 +1,10 @@
 """
 Every hot statement goes by its index and touches what it works on, not what the tables hold.
 
-In the three states in which a plan can be found: made while the tables were empty and kept since, made with statistics
-of that time, made with fresh ones. The engine's sessions pin their planner; a client's sessions are as they come.
+In the states in which a plan can be found: made while the tables were empty and kept since, made with statistics of
+that time, made with fresh ones; made before there were any statistics; and made while those of live runs had just been
+emptied and still had their pages, which autovacuum takes statistics of whenever a worker keeps up. The engine's
+sessions pin their planner; a client's sessions are as they come.
 """
 
 from __future__ import annotations
@@ -28,34 +30,64 @@ from tests.contract.hot_statements import HOT as HOT_OTHERS
 from tests.contract.hot_statements import OWN, Hot, Side
 from tests.contract.plans import GROWING, explain, inner_statement, numbered, prepare
 
-STATES: Final = ("kept since the tables were empty", "statistics of empty tables", "fresh statistics")
+STATES: Final = (
+    "kept since the tables were empty",
+    "statistics of empty tables",
+    "fresh statistics",
+    "kept since there were no statistics",
+    "kept since live runs had all ended",
+)
+LIVE: Final = frozenset(("runs", "inbox", "waits", "events", "watchers", "observers"))
+"""The tables that are empty again and again."""
 HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_MOVES, **HOT_STARTS, **HOT_READS, **HOT_RETENTION}
-CASES: Final = [(name, state) for name in HOT for state in STATES]
+# Where retention has just taken all that had ended, (workflow, id) looks as good as (id) until the next statistics that
+# autovacuum takes, behind the first rows that come again: each id costs a walk through those. PostgreSQL 16 knows better.
+KNOWN: Final = {
+    (name, STATES[-1])
+    for name in (
+        "delete ended: keys",
+        "delete ended: rows",
+        "delete ended: tags",
+        "courier: lock what has ended",
+    )
+}
+CASES: Final = [
+    pytest.param(name, state, marks=[pytest.mark.xfail(reason="history was emptied", strict=False)])
+    if (name, state) in KNOWN
+    else (name, state)
+    for name in HOT
+    for state in STATES
+]
 
 Sessions: TypeAlias = Mapping[Side, psycopg.Connection]
 
 
 @pytest.fixture(scope="module")
 def sessions(databases: Databases) -> Generator[dict[str, Sessions]]:
-    """By state and side, with every statement prepared. Tests leave the two databases behind them as they are."""
+    """By state and side, with every statement prepared. Tests leave the databases behind them as they are."""
     with ExitStack() as stack:
-        stale, fresh = databases.create(), databases.create()
-        for url in (stale, fresh):
+        stale, fresh, new, emptied = (databases.create() for _ in range(4))
+        for url in (stale, fresh, new, emptied):
             stack.callback(databases.drop, url)
             with psycopg.connect(url, autocommit=True) as conn:
-                conn.execute("vacuum analyze")
                 # Autovacuum would come in the middle and take new statistics.
                 for table in GROWING:
                     conn.execute(f"alter table kedge.{table} set (autovacuum_enabled = off)".encode())
-        early = _sessions(stack, stale)
-        for name, hot in HOT.items():
-            explain(early[hot.side], _name(name), hot.arguments)
-        for url in (stale, fresh):
+                if url is not new:
+                    conn.execute("vacuum analyze")
+                if url is emptied:
+                    crowd.fill(conn)
+                    for table in (*GROWING, "definitions", "workers"):
+                        conn.execute(f"delete from kedge.{table}".encode())
+                        conn.execute(f"{'analyze' if table in LIVE else 'vacuum analyze'} kedge.{table}".encode())
+        early, first, again = _kept(stack, stale), _kept(stack, new), _kept(stack, emptied)
+        for url in (stale, fresh, new, emptied):
             with psycopg.connect(url, autocommit=True) as conn:
                 crowd.fill(conn)
         with psycopg.connect(fresh, autocommit=True) as conn:
             conn.execute("vacuum analyze")
-        yield dict(zip(STATES, (early, _sessions(stack, stale), _sessions(stack, fresh)), strict=True))
+        late = _sessions(stack, stale), _sessions(stack, fresh)
+        yield dict(zip(STATES, (early, *late, first, again), strict=True))
 
 
 @pytest.mark.parametrize(("name", "state"), CASES)
@@ -70,6 +102,14 @@ def test_a_hot_statement_touches_what_it_works_on_and_not_what_the_tables_hold(
     assert hot.by <= plan.indexes, str(plan)
     assert plan.touched <= hot.touches, f"{plan.touched} rows touched:\n{plan}"
     assert plan.blocks <= (hot.blocks or 15 * hot.touches + 20), f"{plan.blocks} blocks touched:\n{plan}"
+
+
+def _kept(stack: ExitStack, url: str) -> Sessions:
+    """With plans that are made now."""
+    sessions = _sessions(stack, url)
+    for name, hot in HOT.items():
+        explain(sessions[hot.side], _name(name), hot.arguments)
+    return sessions
 
 
 def _sessions(stack: ExitStack, url: str) -> Sessions:

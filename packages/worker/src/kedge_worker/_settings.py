@@ -20,13 +20,15 @@ from kedge.redaction import hide
 from kedge_worker._retention import AnyRetention, Retention, check_retention, read_retention
 
 # Engine connections: plans must not flip with the statistics, no statement may outlive the lease it works under, and
-# what somebody has made in a schema of the path, such as an operator that fits better than ours, is not met.
+# what somebody has made in a schema of the path, such as an operator that fits better than ours, is not met. A bitmap
+# knows no order and no LIMIT: with statistics of a moment in which nothing was ready, a claim would read all that is.
 _PLANNER: Final = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "search_path": "pg_catalog,pg_temp",
 }
 
