@@ -41,7 +41,7 @@ LIVE: Final = frozenset(("runs", "inbox", "waits", "events", "watchers", "observ
 """The tables that are empty again and again."""
 HOT: Final[dict[str, Hot]] = {**HOT_OTHERS, **HOT_MOVES, **HOT_STARTS, **HOT_READS, **HOT_RETENTION}
 # Where retention has just taken all that had ended, (workflow, id) looks as good as (id) until the next statistics that
-# autovacuum takes, behind the first rows that come again: each id costs a walk through those. PostgreSQL 16 knows better.
+# autovacuum takes, behind the first rows that come again: each id costs a walk through those. Not on PostgreSQL 16.
 KNOWN: Final = {
     (name, STATES[-1])
     for name in (
