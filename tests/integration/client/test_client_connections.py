@@ -122,23 +122,28 @@ async def test_adapters_of_the_application_change_nothing(twin: Twin, database_u
         assert (await twin.do(client.get, other)).created_at.tzinfo is not None
 
 
+def lending(twin: Twin, conn: Any) -> Any:
+    """A function that lends this connection."""
+
+    @contextmanager
+    def lend() -> Generator[Any]:
+        yield conn
+
+    @asynccontextmanager
+    async def lend_async() -> AsyncGenerator[Any]:
+        yield conn
+
+    return lend if twin is SYNC else lend_async
+
+
 async def test_an_owner_who_listens_on_a_lent_connection_hears_what_comes_during_a_call(
     twin: Twin, database_url: str, conn: psycopg.Connection
 ) -> None:
     heard: list[str] = []
     async with connected(twin, database_url, autocommit=True) as mine:
-
-        @contextmanager
-        def lend() -> Generator[Any]:
-            yield mine
-
-        @asynccontextmanager
-        async def lend_async() -> AsyncGenerator[Any]:
-            yield mine
-
         mine.add_notify_handler(lambda notify: heard.append(notify.payload))
         await twin.do(mine.execute, "listen orders")
-        client = twin.around(lend if twin is SYNC else lend_async)
+        client = twin.around(lending(twin, mine))
         conn.execute("notify orders, 'new'")
 
         async with asyncio.timeout(30):
@@ -175,16 +180,7 @@ async def test_an_empty_pool_is_told_as_unavailable(twin: Twin, database_url: st
 
 async def test_a_function_that_lends_connections_will_do(twin: Twin, database_url: str) -> None:
     async with connected(twin, database_url) as mine:
-
-        @contextmanager
-        def lend() -> Generator[Any]:
-            yield mine
-
-        @asynccontextmanager
-        async def lend_async() -> AsyncGenerator[Any]:
-            yield mine
-
-        client = twin.around(lend if twin is SYNC else lend_async)
+        client = twin.around(lending(twin, mine))
 
         assert (await twin.do(client.start, PROCESS(ORDER))).created
         assert mine.autocommit is False
@@ -192,16 +188,7 @@ async def test_a_function_that_lends_connections_will_do(twin: Twin, database_ur
 
 async def test_a_connection_with_an_open_transaction_is_not_borrowed(twin: Twin, database_url: str) -> None:
     async with connected(twin, database_url) as mine:
-
-        @contextmanager
-        def lend() -> Generator[Any]:
-            yield mine
-
-        @asynccontextmanager
-        async def lend_async() -> AsyncGenerator[Any]:
-            yield mine
-
-        client = twin.around(lend if twin is SYNC else lend_async)
+        client = twin.around(lending(twin, mine))
         await twin.do(mine.execute, "select 1")
 
         with pytest.raises(TransactionStateError, match="conn="):
@@ -226,15 +213,7 @@ def test_what_is_no_pool_is_refused(twin: Twin, pool: object) -> None:
 
 
 async def test_a_pool_that_lends_something_else_is_refused(twin: Twin) -> None:
-    @contextmanager
-    def lend() -> Generator[object]:
-        yield object()
-
-    @asynccontextmanager
-    async def lend_async() -> AsyncGenerator[object]:
-        yield object()
-
-    client = twin.around(lend if twin is SYNC else lend_async)
+    client = twin.around(lending(twin, object()))
 
     with pytest.raises(InvalidOptionError, match="the pool lends a object"):
         await twin.do(client.start, PROCESS(ORDER))

@@ -112,6 +112,7 @@ class AsyncLink(Link["psycopg.AsyncConnection[Any]"]):
         except StopIteration:
             done.set_result(None)
         except Exception as error:  # noqa: BLE001  # raised where it is awaited
+            self.detach()  # in this very turn: libpq may have closed the socket
             done.set_exception(error)
         else:
             self._wait_to_write(wanted=bool(wanted & WRITE))

@@ -62,24 +62,27 @@ class Listener:
         while True:
             broken: asyncio.Future[None] = loop.create_future()
             # Not psycopg's generator: that looks at the clock ten times a second. Whom it rings is rung in this turn.
-            loop.add_reader(number, self._hear, conn.pgconn, broken)
+            loop.add_reader(number, self._hear, conn.pgconn, number, broken)
             try:
-                self._hear(conn.pgconn, broken)  # what came along with an answer
+                self._hear(conn.pgconn, number, broken)  # what came along with an answer
                 async with asyncio.timeout(_HEALTH_PERIOD_S):
                     await broken
             except TimeoutError:
                 pass
             finally:
-                loop.remove_reader(number)
+                if broken.cancelled() or not broken.done():
+                    loop.remove_reader(number)
             # A half-open socket shows neither an end nor an error: ask.
             await self._ask(conn, sql.SQL("select 1"))
 
-    def _hear(self, pgconn: PGconn, broken: asyncio.Future[None]) -> None:
+    def _hear(self, pgconn: PGconn, number: int, broken: asyncio.Future[None]) -> None:
         try:
             pgconn.consume_input()
             while notify := pgconn.notifies():
                 self._ring(notify.extra.decode())
         except psycopg.Error as error:
+            # In this very turn: libpq has closed the socket, and in the next one its number may be somebody else's.
+            asyncio.get_running_loop().remove_reader(number)
             if not broken.done():
                 broken.set_exception(error)
 
