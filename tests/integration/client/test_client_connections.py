@@ -22,7 +22,7 @@ from kedge_client import AsyncClient, Client
 from kedge_client._async_connections import OwnAsyncConnections
 from kedge_client._async_link import AsyncLink
 from kedge_client._round_trip import Command
-from kedge_client._statements import Statement
+from kedge_client._statements import RING, Statement
 from kedge_client._sync_connections import OwnSyncConnections
 from kedge_worker._migrator import migrate
 from kedge_worker.testing import PostgresServer
@@ -489,3 +489,16 @@ async def test_a_client_that_was_refused_for_want_of_a_schema_works_once_it_is_t
         migrate(database_url, schema="late")
 
         assert (await twin.do(client.start, PROCESS(ORDER))).created
+
+
+async def test_a_link_leaves_the_loop_in_the_turn_in_which_its_connection_breaks(
+    database_url: str, conn: psycopg.Connection
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as mine:
+        link = AsyncLink(mine, "kedge", prepares=False)
+        conn.execute("select pg_terminate_backend(%s, 10000)", (mine.info.backend_pid,))
+
+        with pytest.raises(psycopg.OperationalError):
+            await link.exchange([[Command(RING, ("default", "order"))]], [], monotonic() + 10)
+
+        assert not asyncio.get_running_loop().remove_reader(link.fileno)
