@@ -225,8 +225,11 @@ class _Checker:
             same = next(
                 (i for i, (a, b) in enumerate(zip(told, kept, strict=False)) if a != b), min(len(told), len(kept))
             )
-            # A plain step's value may be used before it is durable: the last words of a life that was cut may be lost.
-            if any(pair in kept for pair in told[same:]):
+            # What is told may be used before it is durable: the last words of a life that was cut may be lost. The next
+            # life does those steps anew, and its waits are told of the same events: their order was durable before.
+            own = [(step, value) for kind, step, value in run.outcomes if kind != "e"]
+            events = {step: (value, LATE) for kind, step, value in run.outcomes if kind == "e"}
+            if any(pair in own or pair[1] not in events.get(pair[0], (pair[1],)) for pair in told[same:]):
                 self._broken("I7", f"life {life} of {run_id} was told {told}, kept is {kept}")
             # Which of them has ended the run cannot be seen: one that was frozen says its last words after all others.
             if run.status == "completed" and life in ended:

@@ -30,6 +30,13 @@ def the_first(what: str, change: Callable[[Line], list[Line]]) -> Callable[[list
     return changed
 
 
+def with_a_cut_life(lines: list[Line], step: str, value: object) -> list[Line]:
+    """Add another life of a run that takes events: it was told the same, but for this step."""
+    life = next(line["life"] for line in lines if line["what"] == "told" and line["step"] == "e1")
+    own = [{**line, "life": "cut"} for line in lines if line.get("life") == life and line["what"] in {"life", "told"}]
+    return [*lines, *({**line, "value": value} if line.get("step") == step else line for line in own)]
+
+
 FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "a run is lost": ("I1", "delete from kedge.finished where workflow = 'steps' and key is not null"),
     "a key has two runs": ("I2", "update kedge.finished set key = (select min(key) from kedge.finished)"),
@@ -47,6 +54,8 @@ FAULTS: Final[dict[str, tuple[str, Change]]] = {
     "an event came from nowhere": ("I8", "update kedge.journal set value = '\\x013737' where key = 'e0'"),
     "a body ran twice": ("I6", the_first("body", lambda line: [line, line])),
     "the life that ended was not told all": ("I7", the_first("told", lambda _: [])),
+    "a cut life was told of another event": ("I7", lambda lines: with_a_cut_life(lines, "e1", 77)),
+    "a cut life was told another outcome": ("I7", lambda lines: with_a_cut_life(lines, "s0", "another")),
     "a start answered another run": ("I1", the_first("start.ok", lambda line: [{**line, "run": "another"}])),
     "a client got another value": ("I11", the_first("result.ok", lambda line: [{**line, "value": "another"}])),
 }
@@ -89,6 +98,17 @@ def test_the_last_words_of_a_worker_that_was_frozen_come_late_and_break_nothing(
     at = max(place for place, line in enumerate(frozen) if line["what"] == "told")
     frozen[at] = {**frozen[at], "value": "never kept"}
     written([*lines, *frozen], tmp_path)
+
+    assert check(sound[0], tmp_path).violations == []
+
+
+def test_an_event_that_is_told_again_after_a_step_that_was_lost_breaks_nothing(
+    sound: tuple[str, Path], tmp_path: Path
+) -> None:
+    lines = with_a_cut_life(read_journals(sound[1]), "s0", "lost")
+    cut = [line for line in lines if line.get("life") == "cut"]
+    of_steps_behind = [line for line in cut if line.get("step") in {"s1", "s2"}]
+    written([line for line in lines if line not in of_steps_behind], tmp_path)
 
     assert check(sound[0], tmp_path).violations == []
 
