@@ -14,7 +14,7 @@ _SETTLING_S: Final = 11.0
 
 def measure(server: BenchServer, url: str, *, seconds: float) -> dict[str, float | None]:
     """Transactions a second, and percent of a core, of a worker with LISTEN."""
-    with drainer(url, "worker_process", str(IN_FLIGHT)) as process:
+    with server.without_autovacuum(), drainer(url, "worker_process", str(IN_FLIGHT)) as process:
         process.begin()
         time.sleep(_SETTLING_S)
         before, cpu_before = server.read(url), process.cpu_s()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -67,11 +68,12 @@ def fan(url: str, *, samples: int) -> Percentiles:
 def _measured(url: str, workflow: str, work: Work) -> Percentiles:
     async def measure() -> Percentiles:
         client = WithKedge()
-        await client.open(url)
+        await adapter.opened(client, url)
         try:
             return await work(client)
         finally:
             await client.close()
+            gc.unfreeze()
 
     with drainer(url, "worker_process", str(IN_FLIGHT), workflow) as process:
         process.begin()

@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Final
+from typing import Final, LiteralString
 
 import psutil
 import psycopg
@@ -23,9 +23,11 @@ SETTINGS: Final = {
     "full_page_writes": "on",
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
+    "min_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "max_connections": "200",
 }
+_WAL_MB: Final = 2000
 _PREFIX: Final = "kedge_bench_"
 _COMMITS: Final = 200
 
@@ -69,6 +71,9 @@ class BenchServer:
         self._server = server
         self._postmaster = _parent(self._conn.info.backend_pid, on_this_machine=server.is_ours)
 
+        if server.is_ours:
+            self._age()
+
     def close(self) -> None:
         self._conn.close()
 
@@ -89,6 +94,30 @@ class BenchServer:
         with psycopg.connect(url, autocommit=True) as conn:
             conn.execute("vacuum analyze")
         self._conn.execute("checkpoint")
+
+    def _age(self) -> None:
+        """
+        Have files for the WAL, as a server has that has run for a while: each that must be made takes 50 ms, in which
+        nobody's commit goes on.
+        """
+        self._conn.execute(
+            "select count(pg_logical_emit_message(false, '', repeat('x', 1000000))) from generate_series(1, %s)",
+            (_WAL_MB,),
+        )
+        self._conn.execute("checkpoint")
+
+    @contextmanager
+    def without_autovacuum(self) -> Generator[None]:
+        """Let nobody but the measured processes have transactions: autovacuum has some in each database it looks at."""
+        self._configure("alter system set autovacuum = off")
+        try:
+            yield
+        finally:
+            self._configure("alter system reset autovacuum")
+
+    def _configure(self, statement: LiteralString) -> None:
+        self._conn.execute(statement)
+        self._conn.execute("select pg_reload_conf()")
 
     def read(self, url: str) -> Reading:
         row = self._conn.execute(

@@ -10,6 +10,7 @@ are one line of JSON. Only the standard library here: what an engine needs is im
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import random
@@ -146,6 +147,17 @@ async def _event_to_result(adapter: Adapter, run: object) -> float:
     return time.perf_counter() - begun
 
 
+async def opened(adapter: Adapter, url: str) -> None:
+    """
+    Be a client, as a service is one that has just started: what it has imported is looked through no more.
+
+    A full collection of those objects takes 20 ms, in which nothing is started and no result is taken.
+    """
+    await adapter.open(url)
+    gc.collect()
+    gc.freeze()
+
+
 COMMANDS: dict[str, Callable[..., Awaitable[Mapping[str, object]]]] = {
     "bulk": bulk,
     "starts": starts,
@@ -166,7 +178,7 @@ def main(adapter: Adapter) -> None:
         elif command == "worker":
             await adapter.worker(url, int(arguments[0]))
         else:
-            await adapter.open(url)
+            await opened(adapter, url)
             print(json.dumps(await COMMANDS[command](adapter, *arguments)), flush=True)
             await adapter.close()
 

@@ -113,7 +113,7 @@ class Peers:
         return self._beside(url, f"beside {self._size.waiting:,} waiting", self._engine.waiting, self._size.waiting)
 
     def _idle(self, url: str) -> dict[str, Values]:
-        with self._worker(url) as process:
+        with self._server.without_autovacuum(), self._worker(url) as process:
             time.sleep(12)  # a backend that has gone to sleep reports its last transactions up to ten seconds later
             before, cpu = self._server.read(url), cpu_s(process)
             time.sleep(10)

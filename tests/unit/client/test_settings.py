@@ -82,7 +82,7 @@ def test_what_is_no_text_is_no_dsn(dsn: Any) -> None:
 def test_own_connections_are_limited_in_time() -> None:
     made = conninfo_to_dict(own_conninfo(PLAIN, settings(timeout="3s")))
 
-    assert made["options"] == "-c statement_timeout=3000 -c enable_seqscan=off"
+    assert made["options"] == "-c statement_timeout=3000 -c enable_seqscan=off -c jit=off"
     assert made["connect_timeout"] == "5"
     assert made["application_name"] == "kedge-client"
     assert (made["keepalives_idle"], made["keepalives_interval"], made["keepalives_count"]) == ("15", "5", "3")
@@ -97,7 +97,8 @@ def test_what_the_dsn_says_itself_stays() -> None:
 
     assert (made["connect_timeout"], made["application_name"]) == ("30", "shop")
     # Of two settings of the same name the later one holds.
-    assert made["options"] == "-c statement_timeout=10000 -c enable_seqscan=off -c search_path=a -c statement_timeout=1"
+    pinned = "-c statement_timeout=10000 -c enable_seqscan=off -c jit=off"
+    assert made["options"] == f"{pinned} -c search_path=a -c statement_timeout=1"
 
 
 def test_what_libpqs_variables_say_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,7 @@ def test_what_libpqs_variables_say_stays(monkeypatch: pytest.MonkeyPatch) -> Non
 
     made = conninfo_to_dict(own_conninfo("host=h", settings()))
 
-    assert made["options"] == "-c statement_timeout=10000 -c enable_seqscan=off -c search_path=a"
+    assert made["options"] == "-c statement_timeout=10000 -c enable_seqscan=off -c jit=off -c search_path=a"
     assert "application_name" not in made
     assert "connect_timeout" not in made
 

@@ -10,7 +10,8 @@ returns table (
     wait_attempts int[], wait_states bytea[], unread_slots text[], unread_counts int[], note_ats timestamptz[],
     notes text[], failure_attempts int[], failure_ats timestamptz[], failure_took_ms int[], failure_errors bytea[])
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set jit = off set enable_hashjoin = off set enable_mergejoin = off
+set plan_cache_mode = force_generic_plan as $$
 begin
     return query
     select a.id, a.workflow, a.status, a.queue, a.priority, a.resource, a.key, a.parent_id, a.attempt, a.crashes, a.epoch,

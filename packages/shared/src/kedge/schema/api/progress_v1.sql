@@ -7,7 +7,8 @@ returns table (
     status text, reason text, since timestamptz, is_said boolean, at timestamptz, done bigint, total bigint,
     percent double precision, message text, steps int, declared int, learned int)
 language plpgsql stable security definer set search_path = pg_catalog, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set plan_cache_mode = force_generic_plan as $$
+set enable_seqscan = off set jit = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan as $$
 #variable_conflict use_column
 declare
     v_workflow text;

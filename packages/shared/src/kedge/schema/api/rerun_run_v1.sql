@@ -6,7 +6,7 @@
 -- those that there are), or an active run of its singleton (key, holder) forbids it.
 create or replace function kedge.rerun_run_v1(p_id uuid, p_run uuid, p_resource text, p_step text)
 returns table (created boolean, status text, workflow text, queue text, keys text[], key text, holder uuid)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();

@@ -3,7 +3,7 @@
 -- many waiters with different scopes, so the resource is an answer here, not a filter.
 create or replace function kedge.results_v1(p_ids uuid[])
 returns table (id uuid, status text, resource text, reason text, output bytea, error bytea)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan as $$
 begin
     return query

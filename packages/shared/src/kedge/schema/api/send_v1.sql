@@ -7,7 +7,7 @@
 create or replace function kedge.send_v1(
     p_letter uuid, p_run uuid, p_topic text, p_event text, p_resource text, p_payload bytea
 ) returns table (accepted boolean, status text, has_ended boolean, delivered boolean, unread int)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 declare
     v_slot text := case when p_topic is null then 'e:' || p_event else 't:' || p_topic || chr(31) || p_event end;
     v_run record;

@@ -16,7 +16,7 @@ create or replace function kedge.start_run(
     p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision,
     p_singleton text, p_parent uuid, p_is_dependent boolean,
     out run_id uuid, out created boolean, out status text, out conflict text
-) language plpgsql set enable_seqscan = off as $$
+) language plpgsql set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();

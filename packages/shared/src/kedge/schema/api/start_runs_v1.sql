@@ -8,7 +8,7 @@ create or replace function kedge.start_runs_v1(
     p_start_at timestamptz, p_tags text[], p_strict boolean, p_timeout_s double precision default null,
     p_singleton text default null
 ) returns table (place int, run_id uuid, created boolean, status text, conflict text)
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
     v_now timestamptz := kedge.instant();

@@ -1,7 +1,8 @@
 -- What is kept of a run's steps behind p_after, in order: at most p_limit rows, and no more once they hold p_bytes.
 create or replace function kedge.steps_v1(p_run uuid, p_resource text, p_after int, p_limit int, p_bytes bigint)
 returns table (seq int, key text, kind text, at timestamptz, took_ms int, epoch int, value bytea, meta bytea)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 begin
     return query
     select x.seq, x.key, x.kind::text, x.at, x.took_ms, x.epoch, x.value, x.meta
@@ -16,7 +17,7 @@ end $$;
 -- What a run waits for at this moment.
 create or replace function kedge.waits_v1(p_run uuid, p_resource text)
 returns table (kind text, key text, slot text, opened_at timestamptz, due_at timestamptz, attempt int, state bytea)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 set plan_cache_mode = force_generic_plan as $$
 begin
     return query
@@ -31,7 +32,8 @@ end $$;
 -- first.
 create or replace function kedge.failures_v1(p_run uuid, p_resource text, p_limit int)
 returns table (kind text, key text, attempt int, at timestamptz, took_ms int, error bytea)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp
+set enable_seqscan = off set jit = off as $$
 begin
     return query
     select x.kind::text, x.key, x.attempt, x.at, x.took_ms, x.error

@@ -3,7 +3,7 @@
 -- notes, but between the two kinds a smaller id may appear later.
 create or replace function kedge.run_log_v1(p_run uuid, p_resource text, p_lines int, p_notes int, p_limit int)
 returns table (kind text, at timestamptz, level int, message text, fields bytea)
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 set plan_cache_mode = force_generic_plan as $$
 begin
     if p_resource is not null
@@ -22,7 +22,7 @@ end $$;
 -- such a run is asked, by a letter, to tell. Own transaction, before the first look. Takes the opportunity to forget
 -- whoever has gone without a word.
 create or replace function kedge.observe_v1(p_ids uuid[], p_channel text) returns void
-language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off
+language plpgsql security definer set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off
 set plan_cache_mode = force_generic_plan as $$
 begin
     if not kedge.is_channel(p_channel) then

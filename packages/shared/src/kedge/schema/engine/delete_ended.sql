@@ -8,7 +8,7 @@
 -- sorts: a letter is either seen here, or finds no run.
 create or replace function kedge.delete_ended(p_workflows text[], p_after uuid[], p_limit int, p_rows int)
 returns table (workflow text, stopped_at uuid, deleted int, is_done boolean)
-language plpgsql set enable_sort = off set enable_bitmapscan = off as $$
+language plpgsql set enable_sort = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_column
 declare
     v_terms record;

@@ -39,7 +39,7 @@ $$;
 create or replace function kedge.post_letter(
     p_kind "char", p_letter uuid, p_run uuid, p_resource text, p_reason text, p_slot text, p_payload bytea
 ) returns table (accepted boolean, status text, has_ended boolean)
-language plpgsql set enable_seqscan = off set plan_cache_mode = force_generic_plan as $$
+language plpgsql set enable_seqscan = off set jit = off set plan_cache_mode = force_generic_plan as $$
 declare
     v_run record;
 begin

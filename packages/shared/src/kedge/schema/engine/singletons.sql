@@ -16,7 +16,7 @@ $$;
 -- holds the lock.
 create or replace function kedge.singleton_runs(p_workflow text, p_resource text, p_key text)
 returns table (id uuid, state "char")
-language plpgsql set enable_seqscan = off as $$
+language plpgsql set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 begin
     return query
@@ -48,7 +48,7 @@ end $$;
 -- Whether a run behind a gate has to wait on: for a run that it watches, or for one that is still to be noted as such
 -- (its letter is not sorted yet, for example because that run was locked).
 create or replace function kedge.gate_is_closed(p_run uuid) returns boolean
-language plpgsql stable set enable_seqscan = off as $$
+language plpgsql stable set enable_seqscan = off set jit = off as $$
 begin
     return exists (select 1 from kedge.run_watchers w where w.watcher_id = p_run and w.key = '')
         or exists (
