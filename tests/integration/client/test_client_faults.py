@@ -300,6 +300,29 @@ async def test_a_start_that_waits_too_long_for_its_key_was_not_done(
     assert conn.execute("select count(*) from kedge.runs").fetchone() == (0,)
 
 
+async def test_a_start_that_hangs_holds_up_no_other(database_url: str, conn: psycopg.Connection) -> None:
+    conn.execute(
+        """create function held() returns trigger language plpgsql as
+            $$ begin perform pg_catalog.pg_advisory_xact_lock(1); return new; end $$"""
+    )
+    conn.execute(
+        "create trigger held before insert on kedge.runs for each row when (new.workflow <> 'notify')"
+        " execute function held()"
+    )
+    async with opened(ASYNC, database_url) as client:
+        conn.execute("select pg_advisory_lock(1)")
+        hangs = asyncio.create_task(ASYNC.do(client.start, PROCESS(ORDER)))
+        await until_somebody_waits(conn)
+
+        async with asyncio.timeout(5):
+            others = await asyncio.gather(*(ASYNC.do(client.start, NOTIFY("other")) for _ in range(3)))
+
+        assert not hangs.done()
+        conn.execute("select pg_advisory_unlock(1)")
+        assert (await hangs).created
+        assert all(run.created for run in others)
+
+
 async def test_a_cancelled_call_leaves_its_connection_to_nobody(database_url: str, conn: psycopg.Connection) -> None:
     async with opened(ASYNC, database_url, max_connections=1) as client, connected(ASYNC, database_url) as mine:
         await ASYNC.do(client.start, PROCESS(ORDER, key="k"), conn=mine)

@@ -1,8 +1,10 @@
 """
-Lets single starts share a transaction when many are asked for at once: while some are under way, the next ones gather.
+Lets single starts share a transaction when many are asked for at once: while one is under way, the next ones gather.
 
 A commit costs more than an insert, so fifty starters on one event loop get several times as much done. Nobody waits
-for company: the first start goes at once and alone.
+for company: the first start goes at once and alone. Nor does anybody wait for long: behind a round trip that hangs
+goes another one. Two as a rule would get fifty starters a twentieth more, in smaller transactions, which would cost a
+server that has other work a tenth more for each.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from kedge_client._requests import BATCH, Start, Started
 
 T = TypeVar("T")
 
-UNDER_WAY: Final = 2
-"""Round trips at a time: while one waits for its commit, the server works on the other."""
+SLOW_S: Final = 0.02
+"""A round trip that takes longer hangs, for all that the next ones know. A commit takes a millisecond or two."""
 
 Waiting = tuple[Start, "asyncio.Future[Started]"]
 
@@ -36,24 +38,42 @@ class SharedStarts:
         self._execute = execute
         self._wake = wake
         self._under_way = 0
+        self._begun_at = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._gathered: list[Waiting] = []
         # The event loop itself holds tasks weakly.
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, one: Start) -> Started:
         """Start one run, alone or with others."""
-        if self._under_way < UNDER_WAY:
+        loop = asyncio.get_running_loop()
+        if not self._under_way:
             self._under_way += 1
+            self._begun_at = loop.time()
             try:
                 return await self._alone(one)
             finally:
                 self._next()
-        answer: asyncio.Future[Started] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Started] = loop.create_future()
         self._gathered.append((one, answer))
+        if self._alarm is None:
+            self._alarm = loop.call_later(SLOW_S, self._look)
         return await answer
 
+    def _look(self) -> None:
+        """Send those who have gathered, if what they wait for has begun long ago."""
+        self._alarm = None
+        if not self._gathered:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._begun_at >= SLOW_S:
+            self._under_way += 1
+            self._next()
+        if self._gathered:
+            self._alarm = loop.call_at(self._begun_at + SLOW_S, self._look)
+
     def _next(self) -> None:
-        """Hand the place that has become free to those who have gathered."""
+        """The round trip is over: the next one is of those who have gathered."""
         # Who was cancelled meanwhile starts nothing.
         waiting = [(one, answer) for one, answer in self._gathered if not answer.done()]
         if not waiting:
@@ -61,6 +81,7 @@ class SharedStarts:
             self._under_way -= 1
             return
         self._gathered = waiting[BATCH:]
+        self._begun_at = asyncio.get_running_loop().time()
         task = asyncio.create_task(self._together(waiting[:BATCH]), name="kedge starts")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
