@@ -214,6 +214,7 @@ def claim(
     *,
     floors: Mapping[tuple[str, str], tuple[int, int]] | None = None,
     is_alone: bool = True,
+    spread: int = 1,
 ) -> list[Claimed]:
     """CLAIM without the transaction around it, which may be a flush's too: then it is not alone."""
     lanes = {LANE: LOWEST} if floors is None else floors
@@ -228,6 +229,7 @@ def claim(
             limit,
             None,
             is_alone,
+            limit * spread,
         ),
     )
     return [

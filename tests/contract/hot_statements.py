@@ -49,14 +49,14 @@ HOT: Final[dict[str, Hot]] = {
     "claim": Hot(
         side="journal",
         statement=worker.CLAIM,
-        arguments=(crowd.WORKER, *LANES, BATCH, None, False),
+        arguments=(crowd.WORKER, *LANES, BATCH, None, False, BATCH),
         by={"runs_ready", "runs_due", "runs_pkey", "inbox_run"},
         touches=9 * BATCH + 10,
     ),
     "claim from a floor": Hot(
         side="journal",
         statement=worker.CLAIM,
-        arguments=(crowd.WORKER, *LANES[:2], [0] * 3, [crowd.WAITING + 1000] * 3, BATCH, None, False),
+        arguments=(crowd.WORKER, *LANES[:2], [0] * 3, [crowd.WAITING + 1000] * 3, BATCH, None, False, BATCH),
         by={"runs_ready", "runs_due", "runs_pkey"},
         touches=9 * BATCH + 10,
     ),

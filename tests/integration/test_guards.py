@@ -155,25 +155,25 @@ GUARDS: Final = [
     Guard(
         "one limit for all lanes",
         "CLAIM",
-        "c.rank, c.kind, c.place limit $6::int",
-        "c.rank, c.kind, c.place",
-        lambda s: claim.test_a_claim_never_takes_more_than_it_asked_for(s.open(), Clock(s.url), 4, 3),
+        "skip locked) r\n         limit $6::int)",
+        "skip locked) r\n         limit $9::int + $6::int)",
+        lambda s: claim.test_a_claim_never_takes_more_than_it_asked_for(s.open(), Clock(s.url), 4, 3, 5),
     ),
     Guard(
         "three quarters",
         "CLAIM",
-        "(c.place > greatest(1, $6::int * 3 / 4)), c.rank",
+        "(c.place - 1) / greatest(1, $6::int * 3 / 4), c.rank",
         "c.rank",
         lambda s: claim.test_of_ready_and_due_runs_neither_kind_gets_more_than_three_quarters_while_both_have_some(
-            s.open(), Clock(s.url), 8, 8, 8, (2, 6)
+            s.open(), Clock(s.url), 8, 8, 8, (2, 6), 1
         ),
     ),
     Guard(
         "candidates before locks",
         "CLAIM",
-        "order by r.rank, r.seq limit $6::int) r\n",
-        "order by r.rank, r.seq limit $6::int for update skip locked) r\n",
-        lambda s: claim.test_more_candidates_than_slots_are_not_locked(s.open()),
+        "order by r.rank, r.seq limit $9::int) r\n",
+        "order by r.rank, r.seq limit $9::int for update skip locked) r\n",
+        lambda s: claim.test_more_candidates_than_slots_are_not_locked(s.open(), 1),
     ),
     Guard(
         "KEY SHARE on the worker's row",

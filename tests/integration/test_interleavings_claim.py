@@ -97,12 +97,30 @@ def test_a_run_that_somebody_locks_is_passed_by_and_claimed_later(sessions: Sess
     assert [run.id for run in second] == [locked]
 
 
+def test_a_claim_passes_by_what_another_one_is_taking_as_far_as_it_looks_and_in_the_same_order(
+    sessions: Sessions,
+) -> None:
+    one, other = sessions.open(), sessions.open(lock_timeout="50ms")
+    first, second = moves.register(one), moves.register(one)
+    runs = moves.started(one, 12)
+    one.begin()
+    moves.hold(one, first)
+    moves.claim(one, first, 4)
+
+    assert moves.claim(other, second, 4) == []
+    assert [run.id for run in moves.claim(other, second, 4, spread=2)] == runs[4:8]
+    one.rollback()
+
+
 # ---- how much -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 100])
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_a_claim_never_takes_more_than_it_asked_for(db: Session, clock: Clock, limit: int, lanes: int) -> None:
+@pytest.mark.parametrize("spread", [1, 5])
+def test_a_claim_never_takes_more_than_it_asked_for(
+    db: Session, clock: Clock, limit: int, lanes: int, spread: int
+) -> None:
     worker = moves.register(db)
     names = [f"w{lane}" for lane in range(lanes)]
     for name in names:
@@ -110,7 +128,8 @@ def test_a_claim_never_takes_more_than_it_asked_for(db: Session, clock: Clock, l
         moves.started(db, 5, workflow=name, delay_s=1)
     clock.advance(2)
 
-    claimed = moves.claim(db, worker, limit, floors={(moves.QUEUE, name): moves.LOWEST for name in names})
+    lowest = {(moves.QUEUE, name): moves.LOWEST for name in names}
+    claimed = moves.claim(db, worker, limit, floors=lowest, spread=spread)
 
     assert len(claimed) == min(limit, 10 * lanes)
     assert len({run.id for run in claimed}) == len(claimed)
@@ -127,15 +146,16 @@ def test_a_claim_never_takes_more_than_it_asked_for(db: Session, clock: Clock, l
     (0, 8, 8, (8, 8)),
     (8, 0, 8, (0, 0)),
 ])  # fmt: skip
+@pytest.mark.parametrize("spread", [1, 5])
 def test_of_ready_and_due_runs_neither_kind_gets_more_than_three_quarters_while_both_have_some(
-    db: Session, clock: Clock, ready: int, due: int, limit: int, expected_due: tuple[int, int]
+    db: Session, clock: Clock, ready: int, due: int, limit: int, expected_due: tuple[int, int], spread: int
 ) -> None:
     worker = moves.register(db)
     delayed = set(moves.started(db, due, delay_s=1))
     moves.started(db, ready)
     clock.advance(2)
 
-    claimed = moves.claim(db, worker, limit)
+    claimed = moves.claim(db, worker, limit, spread=spread)
 
     low, high = expected_due
     assert len(claimed) == min(limit, ready + due)
@@ -183,14 +203,15 @@ def test_other_workflows_and_queues_are_left_untouched(db: Session) -> None:
     assert db.value("select count(*) from kedge.runs where id = any ($1) and xmax <> 0", (foreign,)) == 0
 
 
-def test_more_candidates_than_slots_are_not_locked(db: Session) -> None:
+@pytest.mark.parametrize("spread", [1, 3])
+def test_more_candidates_than_slots_are_not_locked(db: Session, spread: int) -> None:
     worker = moves.register(db)
     for lane in range(20):
         moves.started(db, 5, workflow=f"w{lane}")
     lanes = {(moves.QUEUE, f"w{lane}"): moves.LOWEST for lane in range(20)}
     db.begin()
 
-    moves.claim(db, worker, 5, floors=lanes)
+    moves.claim(db, worker, 5, floors=lanes, spread=spread)
 
     assert db.value("select count(*) from kedge.runs where xmax <> 0 and state = 'p'") == 0
     db.rollback()

@@ -494,7 +494,10 @@ def test_a_client_that_stops_in_the_middle_of_a_claims_answer_holds_no_locks(ses
     stopped.send(
         ("begin", []),
         (moves.statement("HOLD_WORKER"), [str(worker)]),
-        (moves.statement("CLAIM"), [str(worker), "{default}", "{order}", "{-32768}", "{0}", "100", "{null}", "f"]),
+        (
+            moves.statement("CLAIM"),
+            [str(worker), "{default}", "{order}", "{-32768}", "{0}", "100", "{null}", "f", "100"],
+        ),
         ("commit", []),
         (moves.statement("READ_CLAIMED"), []),
     )

@@ -45,6 +45,31 @@ class Slots:
         return request.limit
 
 
+async def test_a_claim_looks_at_more_after_others_had_what_it_looked_at_until_the_queue_is_empty() -> None:
+    claimer = Slots(10).claimer
+    asked: list[int] = []
+    looking = asyncio.create_task(claimer.look())
+    for was_contended in (True, True, False):
+        await asyncio.sleep(0)
+        asked.append(answered(claimer, was_contended=was_contended))
+        await asyncio.sleep(0)
+    assert (await looking).runs == 0
+
+    again = asyncio.create_task(claimer.look())
+    await asyncio.sleep(0)
+    asked.append(answered(claimer, was_contended=False))
+    assert (await again).runs == 0
+    assert asked == [10, 20, 40, 10]
+
+
+def answered(claimer: Claimer, *, was_contended: bool) -> int:
+    """How many runs the claim looks at that is answered with none."""
+    request = claimer.wanted(0)
+    assert request is not None
+    claimer.answered(ClaimAnswer(request.limit, [], {}, has_mail=False, was_contended=was_contended))
+    return request.candidates
+
+
 @pytest.mark.parametrize(("slots", "most"), [(1, 1), (10, 10), (20, 10), (21, 11), (100, 50), (2000, 500)])
 async def test_a_claim_asks_for_half_of_many_slots_at_most_so_that_postgres_and_python_work_side_by_side(
     slots: int, most: int

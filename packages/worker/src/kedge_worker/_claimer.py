@@ -16,7 +16,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from kedge_worker._claims import LOWEST, ClaimAnswer, ClaimRequest, Lane, Taken
+from kedge_worker._claims import LOWEST, MAX_CANDIDATES, ClaimAnswer, ClaimRequest, Lane, Taken
 from kedge_worker._errors import TroubleError
 from kedge_worker._statements import CLAIM_BYTES
 
@@ -66,6 +66,7 @@ class Claimer:
         self._poke = poke
         self._floors: dict[Lane, tuple[int, int]] = {}
         self._floors_at = 0.0
+        self._spread = 1
         self._hungry = False
         self._asked = False
         self._bell = asyncio.Event()
@@ -93,10 +94,15 @@ class Claimer:
         if now - self._floors_at > _FLOOR_AGE_S:
             self._floors.clear()
             self._floors_at = now
-        return ClaimRequest(limit, {lane: self._floors.get(lane, LOWEST) for lane in lanes}, self._timeouts)
+        floors = {lane: self._floors.get(lane, LOWEST) for lane in lanes}
+        return ClaimRequest(limit, floors, self._timeouts, self._spread)
 
     def answered(self, answer: ClaimAnswer) -> None:
         self._asked = False
+        if answer.was_contended:
+            self._spread = min(2 * self._spread, MAX_CANDIDATES)
+        elif not answer.is_full:
+            self._spread = 1
         if not answer.is_full:
             self._floors.clear()
             self._hungry = False
@@ -148,13 +154,16 @@ class Claimer:
     # ---- its own task
 
     async def look(self) -> Taken:
-        """Claim when there is a free slot, from one share of the lanes after the other until something comes."""
-        answer = await self._look()
-        for _ in range(_MAX_LANES, len(self._lanes), _MAX_LANES):
-            if answer.runs:
-                break
+        """
+        Claim when there is a free slot: from one share of the lanes after the other, and further where others hold what
+        comes first, until something comes.
+        """
+        shares = -(-len(self._lanes) // _MAX_LANES)
+        while True:
             answer = await self._look()
-        return answer
+            shares -= not answer.is_full
+            if answer.runs or shares <= 0:
+                return answer
 
     async def run(self) -> None:
         while not self.stopped:

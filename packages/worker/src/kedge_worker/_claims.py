@@ -12,6 +12,8 @@ from kedge_worker._runs import ClaimedRun, Mail, MemoRow, StoredWait
 Lane = tuple[str, str]
 """A queue and a workflow."""
 
+MAX_CANDIDATES: Final = 1000
+"""That a claim looks at: when others hold them all, the rest is left to the next one."""
 LOWEST: Final = (-32768, 0)
 """The floor (rank, seq) of a lane that is looked at from its beginning."""
 
@@ -24,13 +26,20 @@ class ClaimRequest:
     floors: Mapping[Lane, tuple[int, int]]
     timeouts: Mapping[Lane, float]
     """Of definitions that have one, in seconds."""
+    spread: int = 1
+    """Candidates for each run: those that others hold are passed over."""
+
+    @property
+    def candidates(self) -> int:
+        return max(self.limit, min(self.limit * self.spread, MAX_CANDIDATES))
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimAnswer:
     """
     What it got; `highest` is the last place taken in each lane, `has_mail` says that the inbox is not empty, `was_cut`
-    that more was there within the limit, and too large to be taken together.
+    that more was there within the limit, and too large to be taken together, `was_contended` that others held so many
+    of its candidates that it got too few, and that it may look at more.
     """
 
     limit: int
@@ -38,11 +47,12 @@ class ClaimAnswer:
     highest: dict[Lane, tuple[int, int]]
     has_mail: bool
     was_cut: bool = False
+    was_contended: bool = False
 
     @property
     def is_full(self) -> bool:
         """Whether there may be more."""
-        return self.was_cut or len(self.runs) == self.limit
+        return self.was_cut or self.was_contended or len(self.runs) == self.limit
 
     @property
     def input_bytes(self) -> int:
@@ -71,10 +81,10 @@ def read_claim(request: ClaimRequest, taken: Rows, kept: Rows, waiting: Rows, un
     mail = read_mail(unread)
     runs: list[ClaimedRun] = []
     highest: dict[Lane, tuple[int, int]] = {}
-    has_mail, was_cut = bool(taken[0][0]), bool(taken[0][-1])
+    has_mail, was_cut, were_held = bool(taken[0][0]), bool(taken[0][-2]), bool(taken[0][-1])
     for (
         _, run_id, packed_id, epoch, next_seq, attempt, crashes, rank, seq, claimed_at, asked, queue, workflow,
-        resource, reason, some_were_due, is_observed, deadline_s, _,
+        resource, reason, some_were_due, is_observed, deadline_s, *_,
     ) in taken:  # fmt: skip
         if run_id is None:
             break  # nothing was claimed
@@ -105,7 +115,8 @@ def read_claim(request: ClaimRequest, taken: Rows, kept: Rows, waiting: Rows, un
                 mail=tuple(mail.get(packed_id, ())),
             )
         )
-    return ClaimAnswer(request.limit, runs, highest, has_mail, was_cut)
+    was_contended = were_held and (bool(runs) or request.candidates < MAX_CANDIDATES)
+    return ClaimAnswer(request.limit, runs, highest, has_mail, was_cut, was_contended)
 
 
 def read_mail(rows: Rows) -> dict[bytes, list[Mail]]:

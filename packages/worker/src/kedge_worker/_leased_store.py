@@ -442,6 +442,7 @@ class LeasedStore:
                 _binary.int4(claim.limit),
                 _binary.optional_floats([claim.timeouts.get(lane) for lane in lanes]) if claim.timeouts else None,
                 b"\x01" if is_alone else b"\0",
+                _binary.int4(claim.candidates),
             ),
         )
 

@@ -45,9 +45,11 @@ CLAIM_BYTES: Final = 8 * 1024 * 1024
 # First statement of every leased transaction.
 HOLD_WORKER: Final = "select kedge.hold_worker($1::uuid)"
 
-# Takes up to $6 runs. Candidates are read without locks, a lane (queue, workflow) at a time from its floor on; then
-# just these are locked, skipping what somebody else holds. When ready and due runs compete, neither kind gets
-# more than three quarters. A run with an unsorted cancel or pause is left to the courier.
+# Takes up to $6 runs. $9 candidates are read without locks, a lane (queue, workflow) at a time from its floor on; then
+# the first $6 of them that nobody else holds are locked. Whoever claims at the same moment sees the same candidates: if
+# that left too few, while there may be others behind them, the last column says so, and the next claim reads more. When
+# ready and due runs compete, neither kind gets more than three quarters. A run with an unsorted cancel or pause
+# is left to the courier.
 # One row comes back even when nothing was claimed (its id is null), so that the ids always reach the setting
 # that READ_CLAIMED looks into: behind the commit, since a transaction that holds locks never sends payloads.
 # $8 says that the transaction does nothing else. With nothing claimed it has then written nothing but a lock on the
@@ -69,28 +71,32 @@ CLAIM: Final = """
                select r.id, r.rank, r.seq from kedge.runs r
                 where r.state = 'p' and r.queue = l.queue and r.workflow = l.workflow
                   and (r.rank, r.seq) >= (l.rank, l.seq)
-                order by r.rank, r.seq limit $6::int) r
-         order by r.rank, r.seq limit $6::int),
+                order by r.rank, r.seq limit $9::int) r
+         order by r.rank, r.seq limit $9::int),
     due as materialized (
         select r.id, r.rank, r.due_at
           from lanes l
          cross join lateral (
                select r.id, r.rank, r.due_at from kedge.runs r
                 where r.state = 'w' and r.due_at <= kedge.clock() and r.queue = l.queue and r.workflow = l.workflow
-                order by r.due_at limit $6::int) r
-         order by r.due_at limit $6::int),
-    picked as (
+                order by r.due_at limit $9::int) r
+         order by r.due_at limit $9::int),
+    picked as materialized (
         select id from (
             select d.id, d.rank, 0 as kind, row_number() over (order by d.rank, d.due_at) as place from due d
             union all
             select y.id, y.rank, 1, row_number() over (order by y.rank, y.place) from ready y) c
-         order by (c.place > greatest(1, $6::int * 3 / 4)), c.rank, c.kind, c.place limit $6::int),
+         order by (c.place - 1) / greatest(1, $6::int * 3 / 4), c.rank, c.kind, c.place limit $9::int),
     locked as materialized (
-        select r.id, r.rank, r.seq, r.epoch > 0 or r.next_seq > 1 or r.has_waits as has_past from kedge.runs r
-         where r.id = any (array(select id from picked))
-           and (r.state = 'p' or r.state = 'w' and r.due_at <= kedge.clock())
-           and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind in ('x', 's') offset 0)
-           for update of r skip locked),
+        select r.*
+          from picked p
+         cross join lateral (
+               select r.id, r.rank, r.seq, r.epoch > 0 or r.next_seq > 1 or r.has_waits as has_past from kedge.runs r
+                where r.id = p.id
+                  and (r.state = 'p' or r.state = 'w' and r.due_at <= kedge.clock())
+                  and not exists (select 1 from kedge.inbox i where i.run_id = r.id and i.kind in ('x', 's') offset 0)
+                limit 1 for update of r skip locked) r
+         limit $6::int),
     claimed as (
         update kedge.runs r
            set state = 'r', worker_id = $1::uuid, epoch = r.epoch + 1, since = kedge.instant(), due_at = null,
@@ -119,7 +125,8 @@ CLAIM: Final = """
            exists (select 1 from due),
            c.is_observed, extract(epoch from nullif(c.deadline_at, 'infinity') - kedge.clock())::float8,
            exists (select 1 from locked where has_past)
-               and (select count(*) from locked) > (select count(*) from claimed)
+               and (select count(*) from locked) > (select count(*) from claimed),
+           (select count(*) from picked) = $9::int and (select count(*) from locked) < $6::int
       from noted left join claimed c on true
      order by c.rank, c.seq
 """
