@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 PYTHON_VARIABLE: Final = "KEDGE_PEERS_PYTHON"
-IN_FLIGHT: Final = 50
+IN_FLIGHT: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ KEDGE: Final = Engine(
     name="kedge",
     module="with_kedge",
     is_ours=True,
-    settings="defaults; 50 runs in flight; 8 client connections",
+    settings="defaults: 100 runs in flight; 8 client connections",
     workloads=DURABLE,
     runs_per_s=20_000,
     ten_runs_per_s=6_000,
@@ -75,18 +75,10 @@ KEDGE: Final = Engine(
 
 _DBOS: Final = """status, name, executor_id, created_at, updated_at, application_version, inputs, output, serialization,
     started_at_epoch_ms, completed_at, queue_name, application_name"""
-KEDGE_200: Final = replace(
-    KEDGE,
-    name="kedge, 200 in flight",
-    settings="as above, with 200 runs in flight",
-    workloads=frozenset({"one", "ten"}),
-    in_flight=200,
-)
-
 DBOS: Final = Engine(
     name="DBOS",
     module="with_dbos",
-    settings="3.4.0; async workflows; queue worker_concurrency=50, polled each 10 ms (default 1 s); pool 20",
+    settings="3.4.0; async workflows; queue worker_concurrency=100, polled each 10 ms (default 1 s); pool 20",
     workloads=DURABLE,
     runs_per_s=800,
     ten_runs_per_s=100,
@@ -116,7 +108,7 @@ _ABSURD_IDS: Final = """
 ABSURD: Final = Engine(
     name="Absurd",
     module="with_absurd",
-    settings="absurd-sdk 0.5.1; concurrency 50, polled each 10 ms (default 250 ms); 8 clients of one connection",
+    settings="absurd-sdk 0.5.1; concurrency 100, polled each 10 ms (default 250 ms); 8 clients of one connection",
     workloads=DURABLE,
     runs_per_s=1_500,
     ten_runs_per_s=250,
@@ -147,7 +139,7 @@ ABSURD: Final = Engine(
 PROCRASTINATE: Final = Engine(
     name="Procrastinate",
     module="with_procrastinate",
-    settings="3.10.0, a plain queue; concurrency 50, LISTEN, pool 8-20",
+    settings="3.10.0, a plain queue; concurrency 100, LISTEN, pool 8-20",
     workloads=QUEUE,
     runs_per_s=2_500,
     ten_runs_per_s=0,
@@ -157,11 +149,11 @@ PROCRASTINATE: Final = Engine(
 PGQUEUER: Final = Engine(
     name="PgQueuer",
     module="with_pgqueuer",
-    settings="1.6.0, a plain queue; asyncpg, batch_size 50",
+    settings="1.6.0, a plain queue; asyncpg, batch_size 100, 200 tasks at once",
     workloads=QUEUE,
     runs_per_s=20_000,
     ten_runs_per_s=0,
     left="select count(*) from pgqueuer",
 )
 
-ENGINES: Final = (KEDGE, KEDGE_200, DBOS, ABSURD, PROCRASTINATE, PGQUEUER)
+ENGINES: Final = (KEDGE, DBOS, ABSURD, PROCRASTINATE, PGQUEUER)

@@ -61,7 +61,7 @@ class WithDbos(Adapter):
 
     async def setup(self, url):
         def once():
-            self.launch(url, 50)
+            self.launch(url, 100)
             DBOS.destroy()
 
         await asyncio.to_thread(once)

@@ -57,7 +57,7 @@ def as_handle(run: object) -> AsyncRunHandle[object]:
 class WithKedge(Adapter):
     """One worker process, one client process."""
 
-    batch = 1000
+    batch = 5000
     client: AsyncClient
 
     async def setup(self, url: str) -> None:

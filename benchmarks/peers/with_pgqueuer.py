@@ -13,6 +13,8 @@ from benchmarks.peers.adapter import Adapter, main
 class WithPgQueuer(Adapter):
     """One worker process, one client process."""
 
+    batch = 1000
+
     async def driver(self, url):
         self.pool = await asyncpg.create_pool(url, min_size=2, max_size=20)
         return AsyncpgPoolDriver(self.pool)
