@@ -406,28 +406,49 @@ async def test_the_courier_hands_requests_for_its_own_runs_over(database_url: st
     assert asked == [(run.id, "x", "enough")]
 
 
-async def sort_all(url: str, worker: UUID | None = None, asked: Asked | None = None) -> int:
+@pytest.mark.parametrize("also", ["", "another letter", "a run that waits", "a run that is not claimed"])
+async def test_only_behind_mail_for_runs_in_memory_is_there_nothing_to_claim(
+    database_url: str, db: Session, also: str
+) -> None:
+    worker, run = running(db)
+    letters.send(db, run.id)
+    if also == "another letter":  # it might be another run's, for all that the courier hears
+        letters.send(db, run.id)
+    elif also == "a run that waits":
+        letters.send(db, letters.parked(db, worker=worker).id)
+    elif also == "a run that is not claimed":
+        moves.cancel(db, *moves.started(db))
+    looks: list[str] = []
+
+    await sort_all(database_url, worker, looks=looks)
+
+    assert looks == (["some"] if also else ["own"])
+
+
+async def sort_all(
+    url: str, worker: UUID | None = None, asked: Asked | None = None, looks: list[str] | None = None
+) -> int:
     worker_id = worker or uuid4()
     settings = WorkerSettings(database_url=url)
     store = Store(settings.control_conninfo(), worker_id=worker_id, schema="kedge", timeout_s=5)
     heard = [] if asked is None else asked
-    looks: list[None] = []
+    looked = [] if looks is None else looks
     courier = Courier(
         store,
         worker_id=worker_id,
         ask=lambda run, kind, reason: heard.append((run, kind, reason)),
-        sorted_some=lambda: looks.append(None),
-        sorted_own=lambda: looks.append(None),
+        sorted_some=lambda: looked.append("some"),
+        sorted_own=lambda: looked.append("own"),
         has_mail=lambda: None,
         takes=_everything,
     )
     try:
-        letters = await courier.sort_all()
+        count = await courier.sort_all()
     finally:
         await store.aclose()
     # Whoever passed over runs with unsorted letters must look again, and nobody else.
-    assert bool(looks) == bool(letters)
-    return letters
+    assert bool(looked) == bool(count)
+    return count
 
 
 def _everything(queue: str, workflow: str) -> bool:

@@ -4,8 +4,8 @@
 -- Within a round letters of different kinds are not mixed, where their order makes no difference to what becomes of the
 -- run: mail is kept whatever the run's state, a resume clears a pause only, a cancel wins over both, and a retry is the
 -- last letter of its run.
--- Answers who must be rung: owners of running runs that have mail (mailed) or of which something is wanted (asked), the
--- runs that ended (for clients that wait), the lanes in which something became pending.
+-- Answers who must be rung: owners of running runs that have mail (mailed) or of which something is wanted (asked), once
+-- for each reason, the runs that ended (for clients that wait), the lanes in which something became pending.
 drop function if exists kedge.sort_inbox(int);
 create function kedge.sort_inbox(p_limit int)
 returns table (
@@ -149,12 +149,6 @@ begin
     asked := array_remove(asked, null);
     queues := array_remove(queues, null);  -- a queue and its workflow are null together
     workflows := array_remove(workflows, null);
-    if cardinality(mailed) > 1 then
-        mailed := array(select distinct o from unnest(mailed) as o);
-    end if;
-    if cardinality(asked) > 1 then
-        asked := array(select distinct o from unnest(asked) as o);
-    end if;
     if cardinality(queues) > 1 then
         select array_agg(l.queue), array_agg(l.workflow) into queues, workflows
           from (select distinct u.queue, u.workflow from unnest(queues, workflows) as u(queue, workflow)) l;
