@@ -396,16 +396,43 @@ def test_a_timeout_that_makes_no_sense_is_refused(db: Session, timeout_s: float)
 # ---- what a start refuses -----------------------------------------------------------------------------------------
 
 
+# A start that wants nothing special goes by a shorter way, which has checks of its own.
+@pytest.mark.parametrize("key", [None, "k"])
 @pytest.mark.parametrize("off_s", [-3700, 3700])
-def test_an_id_from_a_wrong_clock_is_refused_and_leaves_nothing(db: Session, off_s: int) -> None:
+def test_an_id_from_a_wrong_clock_is_refused_and_leaves_nothing(db: Session, off_s: int, key: str | None) -> None:
     right = new_run_id()
     wrong = UUID(int=right.int + (off_s * 1000 << 80))
 
     with pytest.raises(psycopg.Error) as refused:
-        moves.start(db, wrong, key="k")
+        moves.start(db, wrong, key=key)
     with pytest.raises(psycopg.Error) as refused_many:
         moves.start_many(db, [right, wrong])
 
     assert (refused.value.sqlstate, refused_many.value.sqlstate) == ("KE004", "KE004")
     assert db.value("select count(*) from kedge.run_keys") == 0
+    assert db.value("select count(*) from kedge.journal") == 0
+    assert moves.statuses(db) == {}
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("wrong", [
+    {"queue": "!solo default"},
+    {"queue": ""},
+    {"queue": "q" * 201},
+    {"workflow": ""},
+    {"workflow": "w" * 402},
+    {"resource": ""},
+    {"resource": "r" * 1001},
+    {"priority": 32768},
+    {"data": b"\x01" + b"0" * 67108864},
+], ids=lambda wrong: next(iter(wrong)))  # fmt: skip
+def test_a_start_with_a_value_that_cannot_be_is_refused_and_leaves_nothing(
+    db: Session, wrong: dict[str, Any], key: str | None
+) -> None:
+    with pytest.raises(psycopg.Error) as refused:
+        moves.start(db, key=key, **wrong)
+
+    assert refused.value.sqlstate == "KE005"
+    assert db.value("select count(*) from kedge.run_keys") == 0
+    assert db.value("select count(*) from kedge.journal") == 0
     assert moves.statuses(db) == {}
