@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -68,12 +67,8 @@ def fan(url: str, *, samples: int) -> Percentiles:
 def _measured(url: str, workflow: str, work: Work) -> Percentiles:
     async def measure() -> Percentiles:
         client = WithKedge()
-        await adapter.opened(client, url)
-        try:
+        async with adapter.opened(client, url):
             return await work(client)
-        finally:
-            await client.close()
-            gc.unfreeze()
 
     with drainer(url, "worker_process", str(IN_FLIGHT), workflow) as process:
         process.begin()

@@ -70,7 +70,6 @@ class BenchServer:
         self._conn: Final = psycopg.connect(server.url, autocommit=True, prepare_threshold=None)
         self._server = server
         self._postmaster = _parent(self._conn.info.backend_pid, on_this_machine=server.is_ours)
-
         if server.is_ours:
             self._age()
 
@@ -108,7 +107,14 @@ class BenchServer:
 
     @contextmanager
     def without_autovacuum(self) -> Generator[None]:
-        """Let nobody but the measured processes have transactions: autovacuum has some in each database it looks at."""
+        """
+        Let nobody but the measured processes have transactions: autovacuum has some in each database it looks at.
+
+        On a server of our own only: if this process is killed, somebody else's would be without it for good.
+        """
+        if not self._server.is_ours:
+            yield
+            return
         self._configure("alter system set autovacuum = off")
         try:
             yield

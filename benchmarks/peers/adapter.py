@@ -16,7 +16,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from benchmarks.percentiles import percentiles
 
@@ -147,7 +148,8 @@ async def _event_to_result(adapter: Adapter, run: object) -> float:
     return time.perf_counter() - begun
 
 
-async def opened(adapter: Adapter, url: str) -> None:
+@asynccontextmanager
+async def opened(adapter: Adapter, url: str) -> AsyncGenerator[None]:
     """
     Be a client, as a service is one that has just started: what it has imported is looked through no more.
 
@@ -156,6 +158,11 @@ async def opened(adapter: Adapter, url: str) -> None:
     await adapter.open(url)
     gc.collect()
     gc.freeze()
+    try:
+        yield
+    finally:
+        await adapter.close()
+        gc.unfreeze()
 
 
 COMMANDS: dict[str, Callable[..., Awaitable[Mapping[str, object]]]] = {
@@ -178,8 +185,7 @@ def main(adapter: Adapter) -> None:
         elif command == "worker":
             await adapter.worker(url, int(arguments[0]))
         else:
-            await opened(adapter, url)
-            print(json.dumps(await COMMANDS[command](adapter, *arguments)), flush=True)
-            await adapter.close()
+            async with opened(adapter, url):
+                print(json.dumps(await COMMANDS[command](adapter, *arguments)), flush=True)
 
     asyncio.run(do())

@@ -31,7 +31,7 @@ class ClaimRequest:
 
     @property
     def candidates(self) -> int:
-        return max(self.limit, min(self.limit * self.spread, MAX_CANDIDATES))
+        return min(self.limit * self.spread, MAX_CANDIDATES)
 
 
 @dataclass(frozen=True, slots=True)
